@@ -1,0 +1,93 @@
+"""build(): a ServiceConfig -> the Serve application. All wiring is here.
+
+Annotations must be real types, not strings: Serve validates `args` by them.
+"""
+
+import os
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from deployments.config import Autoscaling, ModelConfig, ServiceConfig
+from deployments.replica import EngineReplica
+from deployments.resources import Cluster, Resources, share_out
+from deployments.router import Router
+
+ROUTER = "router"
+
+# Tokens bound the work, in the router and in the engine's steps; Serve's count of requests must not.
+_ROUTER_ONGOING = 2_048
+_ENGINE_ONGOING = 512
+_HEALTH_PERIOD_S = 2.0
+_HEALTH_TIMEOUT_S = 10.0
+# A start that failed is tried once more: weights on a network disk may be late, damaged ones stay damaged.
+_START_ATTEMPTS = 2
+_QUIET = LoggingConfig(enable_access_log=False)
+
+
+def build(args: ServiceConfig) -> Application:
+    """The application: a router deployment in front of one engine deployment for each model."""
+    resources = share_out(args.models, _cluster(), args.router.replicas * args.router.num_cpus)
+    models = [
+        model.model_copy(update={"device": resource.device})
+        for model, resource in zip(args.models, resources, strict=True)
+    ]
+    engines = [_engine(model, resource) for model, resource in zip(models, resources, strict=True)]
+    router = serve.deployment(
+        name=ROUTER,
+        num_replicas=args.router.replicas,
+        ray_actor_options={"num_cpus": args.router.num_cpus},
+        max_ongoing_requests=_ROUTER_ONGOING,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        max_constructor_retry_count=_START_ATTEMPTS,
+        logging_config=_QUIET,
+    )
+    return router(serve.ingress()(Router)).bind(args.model_copy(update={"models": models}), *engines)
+
+
+def _engine(model: ModelConfig, resources: Resources) -> Application:
+    count: dict[str, Any] = (
+        {"autoscaling_config": _autoscaling(model.autoscaling)}
+        if model.autoscaling
+        else {"num_replicas": model.replicas}
+    )
+    deployment = serve.deployment(
+        name=model.deployment_name,
+        ray_actor_options={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
+        max_ongoing_requests=_ENGINE_ONGOING,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        max_constructor_retry_count=_START_ATTEMPTS,
+        logging_config=_QUIET,
+        **count,
+    )
+    return deployment(EngineReplica).bind(model.spec, resources.threads)
+
+
+def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=wanted.min,
+        max_replicas=wanted.max,
+        target_ongoing_requests=wanted.target_ongoing_requests,
+        upscale_delay_s=wanted.upscale_delay_s,
+        downscale_delay_s=wanted.downscale_delay_s,
+    )
+
+
+def _cluster() -> Cluster:
+    """What the running cluster has; this machine's CPUs where none runs, as for `serve build`."""
+    if not ray.is_initialized():
+        cpus = float(os.cpu_count() or 1)
+        return Cluster(cpus, cpus, 0.0)
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    cpus_of = [float(node.get("CPU", 0.0)) for node in nodes]
+    return Cluster(sum(cpus_of), max(cpus_of, default=1.0), sum(float(node.get("GPU", 0.0)) for node in nodes))

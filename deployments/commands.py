@@ -1,0 +1,161 @@
+"""What each command of `raypool` does with its arguments."""
+
+import json
+import os
+import sys
+import threading
+import time
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.node import set_flags, starts_own_node
+from pooling.config import ModelSpec, parse_settings
+from pooling.errors import ConfigError
+from pooling.loading.card import ModelCard
+
+if TYPE_CHECKING:
+    from deployments.plan import ServePlan
+
+_CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+_MODEL_FLAGS = (
+    "dtype",
+    "device",
+    "tensor_parallel_size",
+    "max_model_len",
+    "max_batch_tokens",
+    "override_pooler_config",
+)
+_SERVED_FLAGS = (*_MODEL_FLAGS, "task", "served_model_name", "replicas", "api_key")
+
+
+def serve(arguments: Namespace) -> None:
+    """Serves until a signal; stops everything it started."""
+    started = time.monotonic()
+    set_flags(_serve_flags())
+    from deployments.ports import refuse_taken_ports
+    from deployments.preflight import refuse_bad_source
+
+    plan = _plan(arguments)
+    models = [model for service in plan.services.values() for model in service.models]
+    if starts_own_node():
+        refuse_taken_ports(plan.host, plan.port)
+        for model in models:
+            refuse_bad_source(model.source)
+    from deployments.greeting import greeting
+    from deployments.serving import address, serving
+
+    where = "this machine" if starts_own_node() else os.environ["RAY_ADDRESS"]
+    _say(f"starting {', '.join(model.served_name for model in models)} on {where}")
+    with serving(plan, _say):
+        for prefix, service in plan.services.items():
+            print(f"\n{greeting(address(plan) + prefix.rstrip('/'), service)}\n", flush=True)
+        _say(f"ready in {time.monotonic() - started:.1f} s at {address(plan)}; Ctrl-C stops it")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            _say("stopping")
+
+
+def embed(arguments: Namespace) -> None:
+    """Embeds a column of a Parquet file into a directory of Parquet files."""
+    set_flags()
+    from cluster.job import EmbedJob, run_job
+
+    settings = {name: getattr(arguments, name) for name in EmbedJob.model_fields if name != "spec"}
+    settings["spec"] = {"source": arguments.model, **_model_settings(arguments)}
+    job = parse_settings(EmbedJob, settings, "raypool embed")
+    print(run_job(job))
+
+
+def inspect(arguments: Namespace) -> None:
+    """Prints a model's card, known from its small files."""
+    spec = parse_settings(ModelSpec, {"source": arguments.model, **_model_settings(arguments)}, "raypool inspect")
+    from pooling.intake import Intake
+
+    card = Intake.load(spec).card
+    print(json.dumps(asdict(card), indent=2) if arguments.json else _describe(card))
+
+
+def _say(line: str) -> None:
+    print(f"raypool: {line}", file=sys.stderr, flush=True)
+
+
+def _serve_flags() -> dict[str, str]:
+    cpus = len(os.sched_getaffinity(0))
+    return {
+        # HAProxy in front of the replicas' own HTTP servers; the Python proxy answers a tenth of the requests.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # HAProxy relays bytes: half the CPUs are more than it can use beside the models.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(8, cpus // 2))),
+        # A reply of 2,048 vectors of 4,096 numbers is 32 MiB; gRPC's own limit is 4.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+        # How long a replica that is to stop stays reachable: for balancers that poll. HAProxy here is told at once.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+
+
+def _plan(arguments: Namespace) -> "ServePlan":
+    from deployments.plan import plan_file, plan_model
+
+    target = Path(arguments.target)
+    if not target.is_file() and target.suffix not in _CONFIG_SUFFIXES:
+        return plan_model(_service(arguments), arguments.host, arguments.port)
+    if not target.is_file():
+        raise ConfigError(f"config file {arguments.target!r} does not exist")
+    given = [f"--{name.replace('_', '-')}" for name in _SERVED_FLAGS if getattr(arguments, name) is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)} would go unheard beside a config file; write it in {arguments.target}")
+    return plan_file(target, arguments.host, arguments.port)
+
+
+def _service(arguments: Namespace) -> dict[str, Any]:
+    """The command line as the plain data of a ServiceConfig with one model."""
+    directory = Path(arguments.target).expanduser()
+    model = {
+        "name": arguments.served_model_name or arguments.target,
+        # Replicas may run in another directory.
+        "source": str(directory.resolve()) if directory.is_dir() else arguments.target,
+        "task": arguments.task,
+        "replicas": arguments.replicas,
+        **_model_settings(arguments),
+    }
+    return {
+        "models": [{name: value for name, value in model.items() if value is not None}],
+        "api_keys": arguments.api_key or [],
+    }
+
+
+def _model_settings(arguments: Namespace) -> dict[str, Any]:
+    settings = {name: getattr(arguments, name) for name in _MODEL_FLAGS if getattr(arguments, name) is not None}
+    if "override_pooler_config" in settings:
+        settings["override_pooler_config"] = _json_object(settings["override_pooler_config"])
+    return settings
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--override-pooler-config is not JSON: {error} (given {text!r})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"--override-pooler-config is not a JSON object such as {{...}} (given {text!r})")
+    return value
+
+
+def _describe(card: ModelCard) -> str:
+    pooler, sizes = card.pooler, card.matryoshka
+    any_size = f"any size up to {card.dim}"
+    rows = {
+        "model": card.source,
+        "architecture": f"{card.architecture} ({card.model_type})",
+        "tasks": ", ".join(card.tasks),
+        "vector": f"{pooler.dimensions or card.dim} numbers, {'normalised' if pooler.normalize else 'not normalised'}",
+        "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
+        "pooling": f"{pooler.pooling_type} (decided by {pooler.sources['pooling_type']})",
+        "longest input": f"{card.max_model_len} tokens",
+        "prompts": ", ".join(card.prompts) or "none",
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in rows.items())

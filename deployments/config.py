@@ -1,0 +1,120 @@
+"""ServiceConfig: what one Raypool service runs, given as `args` of a Serve config file."""
+
+import re
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pooling.config import ModelSpec, Settings
+
+# 512 steps of the engine's own choice: a minute of work on a CPU, ten seconds on a GPU.
+_QUEUED_TOKENS = {"cpu": 512 * 1_024, "cuda": 512 * 16_384}
+
+
+class Autoscaling(Settings):
+    """How many replicas a model may have; Serve adds and removes them by the slices under way.
+
+    min 0 lets a cold model go; its next request waits for a replica. A slice is
+    a request, or a part of one that the router has split.
+    """
+
+    min: int = Field(1, ge=0)
+    max: int = Field(gt=0)
+    # About what keeps a device busy while no one waits long; Serve's own default of 2 starves batching.
+    target_ongoing_requests: float = Field(32.0, gt=0, description="slices under way for each replica")
+    upscale_delay_s: float = Field(30.0, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, which is more than max, {self.max}")
+        return self
+
+
+class ModelConfig(ModelSpec):
+    """One model of the service: what it is, and how many replicas with what resources run it."""
+
+    replicas: int = Field(1, gt=0)
+    autoscaling: Autoscaling | None = None
+    num_cpus: float | None = Field(
+        None, gt=0, description="for each replica; None: 1 beside a GPU, else the cluster's CPUs shared out"
+    )
+    num_gpus: float | None = Field(None, ge=0, description="for each replica; None: 1 on cuda, 0 on cpu")
+
+    @model_validator(mode="after")
+    def _one_way_to_count(self) -> Self:
+        if self.autoscaling is not None and "replicas" in self.model_fields_set:
+            raise ValueError("give replicas or autoscaling, not both")
+        if self.device == "cpu" and self.num_gpus:
+            raise ValueError(f"device is cpu, but num_gpus is {self.num_gpus:g}; leave num_gpus out")
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The engine's part of these settings."""
+        return ModelSpec(**{name: getattr(self, name) for name in ModelSpec.model_fields})
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscaling.max if self.autoscaling else self.replicas
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether no replica at all is a state in order."""
+        return self.autoscaling is not None and self.autoscaling.min == 0
+
+    @property
+    def deployment_name(self) -> str:
+        """The Serve deployment of this model, by which `deployments:` in the config file overrides its options."""
+        return "engine-" + re.sub(r"[^A-Za-z0-9._-]+", "-", self.served_name).strip("-")
+
+
+class RouterConfig(Settings):
+    """The tier that speaks HTTP and tokenises.
+
+    num_cpus is what a router reserves: 0 lets the smallest machine place one;
+    on a cluster give it a core, so that Ray counts what it uses.
+    """
+
+    replicas: int = Field(1, gt=0)
+    num_cpus: float = Field(0.0, ge=0)
+
+
+class Limits(Settings):
+    """What the service takes; beyond it a request is refused with the limit's name and value."""
+
+    max_body_bytes: int = Field(33_554_432, gt=0)
+    max_inputs: int = Field(2_048, gt=0, description="inputs in one request")
+    max_queued_tokens: int | None = Field(
+        None, gt=0, description="tokens of a model that may wait or run; None: 512 steps of each replica's device"
+    )
+    # A request without an end would hold its tokens for ever; ten minutes is a full queue on a slow CPU.
+    request_timeout_s: float = Field(600.0, gt=0)
+
+
+class ServiceConfig(Settings):
+    """All models behind one address, and what guards them. The first model is the default."""
+
+    models: list[ModelConfig]
+    router: RouterConfig = RouterConfig()
+    api_keys: list[str] = Field([], description="any of them opens every route; none: no key is asked for")
+    limits: Limits = Limits()
+
+    def queued_tokens(self, model: ModelConfig) -> int:
+        """How many tokens of a model may wait or run, in all routers together."""
+        default = _QUEUED_TOKENS["cuda" if model.device == "cuda" else "cpu"] * model.most_replicas
+        return self.limits.max_queued_tokens or default
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        if not self.models:
+            raise ValueError("models is empty; name at least one model, e.g. models: [{source: org/model}]")
+        if not all(self.api_keys):
+            raise ValueError("api_keys holds an empty key, which anyone could send")
+        for kind in ("served_name", "deployment_name"):
+            names = [getattr(model, kind) for model in self.models]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two models have the {kind.replace('_', ' ')} {twice[0]!r}; give each its own name")
+        return self

@@ -1,0 +1,54 @@
+"""ServeEngines: a model's engine replicas behind a Serve handle."""
+
+import asyncio
+from typing import Any, cast
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.broadcast import ask_all
+from deployments.dispatch import Answer, Vitals
+from pooling.loading.card import ModelCard
+from pooling.request import PackedBatch
+from pooling.tasks import TASKS
+
+# Serve's gRPC path refuses messages over 4 MiB, unless told otherwise on every node; larger ones
+# go through Ray's object store, which takes any size and is as fast for them.
+_LARGE_BYTES = 2 * 2**20
+_FLOAT32_BYTES = 4
+
+
+class ServeEngines:
+    """Sends batches to the replicas of one deployment; Serve chooses which."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]", card: ModelCard) -> None:
+        self._handle = handle
+        self._card = card
+        # pickle is what cloudpickle falls back to for data; it is several times faster to start.
+        self._pool = handle.options(method_name="pool", request_serialization="pickle", response_serialization="pickle")
+        self._pool_by_reference = handle.options(method_name="pool", _by_reference=True)
+
+    def send(self, batch: PackedBatch) -> Answer:
+        large = max(batch.ids.nbytes, self._answer_bytes(batch)) > _LARGE_BYTES
+        pool = self._pool_by_reference if large else self._pool
+        return cast(Answer, pool.remote(batch))
+
+    async def vitals(self, timeout_s: float) -> list[Vitals]:
+        try:
+            answers: list[Vitals] = await ask_all(self._handle, "vitals", timeout_s / 2)
+        except TimeoutError:
+            return await self._any_vitals(timeout_s / 2)
+        return answers
+
+    async def _any_vitals(self, timeout_s: float) -> list[Vitals]:
+        """Those of one replica that Serve finds responsive, when another hangs."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return [cast(Vitals, await self._handle.vitals.remote())]
+        except (RayError, RayServeException, TimeoutError):
+            return []
+
+    def _answer_bytes(self, batch: PackedBatch) -> int:
+        rows = batch.tokens if TASKS[batch.task].rows == "token" else len(batch)
+        return rows * self._card.dim * _FLOAT32_BYTES

@@ -1,0 +1,216 @@
+"""Packed variable-length attention: inputs lie end to end in one row, and no input sees another.
+
+transformers' models call the function registered here for every layer. It
+finds the lengths of the batch through the calling module, in a slot that
+`bind()` puts there, so two models in one process never share any state.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "raypool_packed"
+_SLOT = "raypool_packing"
+# Score matrices of this size stay in a core's second-level cache, where softmax and the second product find them.
+_CACHE_BYTES = 1 << 20
+# Beyond this the fused kernel, which never holds all scores, wins.
+_PLAIN_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Neighbours of equal length: inputs of `length` tokens each, from token `start` on, `count` of them."""
+
+    start: int
+    count: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the inputs of one step lie in its row.
+
+    groups serves the CPU kernel. cu_seqlens [inputs + 1] int32 on the device
+    and max_length serve the CUDA kernel.
+    """
+
+    groups: tuple[Group, ...]
+    max_length: int
+    cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], cu_seqlens: Tensor | None = None) -> "Packing":
+        """Lengths should be sorted: only equal neighbours share a group."""
+        groups, start = [], 0
+        for length, run in groupby(lengths):
+            count = sum(1 for _ in run)
+            groups.append(Group(start, count, length))
+            start += count * length
+        return cls(tuple(groups), max(lengths), cu_seqlens)
+
+
+@dataclass(slots=True)
+class PackingSlot:
+    """Where a model's attention finds the packing of the step that is running."""
+
+    packing: Packing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which keys a query sees, and how scores are scaled: key k of query q is seen if |q - k| < window (and k <= q)."""
+
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+
+
+def bind(model: nn.Module) -> PackingSlot:
+    """Gives every layer of a model the slot through which its attention learns the packing of a step."""
+    slot = PackingSlot()
+    for module in model.modules():
+        setattr(module, _SLOT, slot)
+    return slot
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface over one packed row.
+
+    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens,
+    head_dim] -> [1, tokens, heads, head_dim]. A config's `is_causal` arrives
+    as a keyword and beats the module's own.
+    Raises RuntimeError for a term of the scores that it does not know: ignoring
+    one gives wrong vectors without a sign.
+    """
+    packing = getattr(module, _SLOT).packing
+    unknown = [name for name in ("position_bias", "s_aux") if other.get(name) is not None]
+    if packing is None or attention_mask is not None or unknown:
+        raise RuntimeError(f"packed attention cannot run: packing {packing}, mask {attention_mask}, unknown {unknown}")
+    rule = Rule(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+        window=sliding_window,
+        softcap=softcap,
+    )
+    kernel: Callable[[Tensor, Tensor, Tensor, Packing, Rule], Tensor] = _cuda if query.is_cuda else _cpu
+    # [heads, tokens, head_dim] in, [tokens, heads, head_dim] out
+    return kernel(query[0], key[0], value[0], packing, rule).unsqueeze(0), None
+
+
+def _cpu(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
+    heads, tokens, _ = query.shape
+    out = query.new_empty(tokens, heads, value.shape[-1])
+    for group in packing.groups:
+        size = group.count * group.length
+        # [heads, inputs, length, dim] -> [inputs, heads, length, dim], all views: nothing is copied yet
+        q, k, v, place = (
+            part.narrow(1, group.start, size).view(part.shape[0], group.count, group.length, part.shape[2])
+            for part in (query, key, value, out.transpose(0, 1))
+        )
+        _group(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), place.transpose(0, 1), rule)
+    return out
+
+
+def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
+    """One group, its answer written to place: all [inputs, heads, length, dim], k and v with kv_heads."""
+    inputs, heads, length, _ = q.shape
+    scores = heads * length * length * q.element_size()
+    full = not rule.causal and (rule.window is None or length <= rule.window)
+    if rule.softcap is not None:
+        place.copy_(_softcapped(q, k, v, rule))
+    elif full and q.dtype == torch.bfloat16 and k.shape[1] == heads and scores <= _PLAIN_BYTES:
+        step = max(1, _CACHE_BYTES // scores)
+        for start in range(0, inputs, step):
+            some = slice(start, start + step)
+            _plain(q[some], k[some], v[some], place[some], rule.scale)
+    else:
+        # is_causal alone is faster than a mask that says the same
+        within = rule.window is None or length <= rule.window
+        mask = None if within else _visible(length, rule.causal, rule.window)
+        causal, grouped = rule.causal and within, k.shape[1] != heads
+        place.copy_(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scale, enable_gqa=grouped
+            )
+        )
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, place: Tensor, scale: float) -> None:
+    """softmax(q k) v as two matrix products: in bfloat16 they run up to twice as fast as torch's fused CPU kernel."""
+    inputs, heads, length, _ = q.shape
+    q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # a view for one input, else a copy
+    scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
+    place.copy_(torch.bmm(scores.softmax(-1), v).view(inputs, heads, length, -1))
+
+
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    assert rule.softcap is not None
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    scores = (q @ k.transpose(2, 3)) * rule.scale
+    scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    visible = _visible(q.shape[2], rule.causal, rule.window)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+# Two kinds of layer (local and global) at some 64 lengths: what a few steps of mixed work use.
+@lru_cache(maxsize=128)
+def _visible(length: int, causal: bool, window: int | None) -> Tensor | None:
+    """[length, length] bool, true where the query of that row sees the key of that column; None: all."""
+    if not causal and window is None:
+        return None
+    place = torch.arange(length)
+    ahead = place[None, :] - place[:, None]
+    seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
+    return seen if window is None else seen & (ahead.abs() < window)
+
+
+def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
+    """torch's built-in FlashAttention for packed rows: bfloat16 and float16, no padding, no mask."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if rule.softcap is not None or packing.cu_seqlens is None:
+        raise RuntimeError("packed attention on CUDA supports no softcap and needs cu_seqlens")
+    repeat = query.shape[0] // key.shape[0]
+    q, k, v = (part.transpose(0, 1) for part in (query, key, value))
+    if repeat > 1:  # torch 2.11 has no grouped heads here
+        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    back = -1 if rule.window is None else rule.window - 1
+    answer: Tensor = varlen_attn(  # type: ignore[assignment]  # a tuple only if return_aux is given
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        packing.cu_seqlens,
+        packing.cu_seqlens,
+        packing.max_length,
+        packing.max_length,
+        scale=rule.scale,
+        window_size=(back, 0 if rule.causal else back),
+    )
+    return answer
+
+
+# Only attention is registered, no mask: transformers then builds none, for every kind of mask.
+ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)

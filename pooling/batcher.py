@@ -1,0 +1,114 @@
+"""Batcher: waiting inputs -> the next step under a token budget. Pure: no torch, no clock, no thread."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of a step that belongs to one request: which of its inputs, longest first."""
+
+    key: int
+    inputs: Indices
+    tokens: int
+
+
+class _Waiting:
+    """The inputs of one request that no step has taken yet, longest first."""
+
+    def __init__(self, key: int, lengths: NDArray[np.int32]) -> None:
+        self.key = key
+        self._order: Indices = np.argsort(-lengths, kind="stable")
+        self._ends = np.cumsum(lengths[self._order], dtype=np.int64)
+        self._next = 0
+
+    @property
+    def tokens(self) -> int:
+        return int(self._ends[-1]) - self._taken
+
+    @property
+    def inputs(self) -> int:
+        return len(self._order) - self._next
+
+    @property
+    def _taken(self) -> int:
+        return int(self._ends[self._next - 1]) if self._next else 0
+
+    def take(self, room: int, at_least_one: bool) -> Share | None:
+        """The next inputs that fit the room, neighbours in length; None if not even one does."""
+        stop = int(np.searchsorted(self._ends, self._taken + room, side="right"))
+        stop = max(stop, self._next + 1) if at_least_one else stop
+        if stop <= self._next:
+            return None
+        before, start = self._taken, self._next
+        self._next = stop
+        return Share(self.key, self._order[start:stop], self._taken - before)
+
+
+class Batcher:
+    """Holds the inputs that wait and forms the next step when it is asked to.
+
+    A step holds at most `budget` tokens, or one input if that alone is longer.
+    The request that waits longest gets half of every step, at least one input,
+    so nothing starves; the rest goes to the requests with the fewest tokens
+    left, so a small request never waits behind a bulk one. What then is free
+    goes to whoever waits longest.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._waiting: dict[int, _Waiting] = {}  # in order of arrival
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def inputs(self) -> int:
+        return sum(request.inputs for request in self._waiting.values())
+
+    def add(self, key: int, lengths: NDArray[np.int32]) -> None:
+        """Adds a request: lengths [inputs] in tokens, all positive, at least one."""
+        request = _Waiting(key, lengths)
+        self._waiting[key] = request
+        self.tokens += request.tokens
+
+    def drop(self, key: int) -> None:
+        """Forgets what is left of a request; one that is unknown or already taken whole is no error."""
+        request = self._waiting.pop(key, None)
+        if request is not None:
+            self.tokens -= request.tokens
+
+    def take(self) -> list[Share]:
+        """The next step; empty if nothing waits. A request may have two shares in it."""
+        step: list[Share] = []
+        room = self.budget
+        for request, most in self._turns():
+            share = request.take(min(room, most), at_least_one=not step)
+            if share is not None:
+                step.append(share)
+                room -= share.tokens
+            if room <= 0:
+                break
+        for key in {share.key for share in step}:
+            if not self._waiting[key].inputs:
+                del self._waiting[key]
+        self.tokens -= sum(share.tokens for share in step)
+        return step
+
+    def _turns(self) -> list[tuple[_Waiting, int]]:
+        """Who may take how many tokens, in order."""
+        by_age = list(self._waiting.values())
+        if len(by_age) == 1:
+            return [(by_age[0], self.budget)]
+        by_size = sorted(by_age[1:], key=lambda request: request.tokens)
+        oldest = by_age[:1]
+        return [
+            *((request, self.budget // 2) for request in oldest),
+            *((request, self.budget) for request in by_size),
+            *((request, self.budget) for request in oldest),
+        ]

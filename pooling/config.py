@@ -1,0 +1,120 @@
+"""Settings of the engine: whole, typed, frozen; unknown keys are refused by name."""
+
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pooling.errors import ConfigError
+
+Task = Literal["embed", "token_embed"]
+PoolingType = Literal["CLS", "LAST", "MEAN", "MAX", "ALL"]
+
+
+class Settings(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is refused with the known ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            unknown = [str(key) for key in data if key not in cls.model_fields]
+            if unknown:
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"unknown setting {', '.join(map(repr, unknown))}; known settings are: {known}")
+        return data
+
+
+class PoolerConfig(Settings):
+    """How token vectors become the answer; every field left out keeps the model's own choice.
+
+    `use_activation` is today's name of `normalize`; give one of them.
+    """
+
+    pooling_type: PoolingType | None = None
+    normalize: bool | None = None
+    use_activation: bool | None = None
+    dimensions: int | None = Field(None, gt=0, description="Matryoshka size of every answer that names none")
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        if self.normalize is not None and self.use_activation is not None:
+            raise ValueError("give normalize or use_activation, not both: they are two names of one setting")
+        return self
+
+    @property
+    def activation(self) -> bool | None:
+        return self.normalize if self.normalize is not None else self.use_activation
+
+
+class ParallelSpec(Settings):
+    """Over how many devices one replica of the model is split."""
+
+    tensor_parallel_size: int = Field(1, gt=0)
+
+
+class BatchLimits(Settings):
+    """What one forward pass may hold, and how long it may take."""
+
+    max_batch_tokens: int | None = Field(None, gt=0, description="None: chosen for the device")
+    # A step takes milliseconds to seconds; ten minutes without an end is a hang on any device.
+    step_timeout_s: float = Field(default=600.0, gt=0)
+
+
+class ModelSpec(Settings):
+    """One model to run: where it comes from and how."""
+
+    source: str = Field(min_length=1, description="a directory, a hub id or python:package/dir")
+    name: str | None = Field(None, min_length=1, description="what clients send as `model`; None: the source")
+    task: Task | Literal["auto"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel_size: int = Field(1, gt=0)
+    override_pooler_config: PoolerConfig | None = None
+    max_model_len: int | None = Field(None, gt=0, description="tokens an input may have; None: what the model takes")
+    max_batch_tokens: int | None = Field(None, gt=0, description="tokens a forward pass may hold; None: chosen")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"tensor_parallel_size is {self.tensor_parallel_size}, but this release runs each replica on one "
+                "device: only 1 is allowed"
+            )
+        return self
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.source
+
+    @property
+    def limits(self) -> BatchLimits:
+        return BatchLimits(max_batch_tokens=self.max_batch_tokens)
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def parse_settings(kind: type[SettingsType], data: Any, where: str) -> SettingsType:
+    """Builds settings from plain data, e.g. a YAML mapping.
+
+    Raises ConfigError with one sentence that names each wrong key, as
+    `where: key: what is wrong`.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The errors of pydantic as one line: `models.0.dtype: Input should be ... (given 'int9')`."""
+    return "; ".join(_one(dict(item)) for item in error.errors(include_url=False))
+
+
+def _one(item: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    text = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if item["type"] in ("missing", "value_error") else f" (given {item['input']!r})"
+    return f"{place}: {text}{given}" if place else f"{text}{given}"

@@ -1,0 +1,116 @@
+"""DeviceThread: runs prepared steps one after another, away from the event loop."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from pooling.request import PooledOutput
+from pooling.runner import Pending, Prepared, Runner
+
+_LAST_STEP_S = 10.0
+
+Done = Callable[[int, "StepReport"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What came of a step: the answers of its parts in order, or the error; seconds the device had it."""
+
+    outputs: list[PooledOutput]
+    seconds: float
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    number: int
+    prepared: Prepared
+    loop: asyncio.AbstractEventLoop
+    done: Done
+
+
+class DeviceThread:
+    """Builds a runner, launches its steps in order and reports each to its event loop.
+
+    The runner is built on the thread that runs it: OpenMP keeps a team of
+    threads for each thread that computes, and with two teams on the same cores
+    it puts waiting threads to sleep at once, which costs a fifth of the speed.
+    On a GPU launching only enqueues, so a second thread waits for the answers
+    and the next step is enqueued behind the running one.
+    Raises what building the runner raises.
+    """
+
+    def __init__(self, build: Callable[[], Runner]) -> None:
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._launched: queue.SimpleQueue[tuple[_Work, Pending, float] | None] = queue.SimpleQueue()
+        self._freed = 0.0
+        built: Future[Runner] = Future()
+        self._threads = [
+            threading.Thread(target=self._launch, args=(build, built), name="raypool-device", daemon=True),
+            threading.Thread(target=self._collect, name="raypool-collect", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        self.runner: Runner = built.result()
+
+    def run(self, number: int, prepared: Prepared, loop: asyncio.AbstractEventLoop, done: Done) -> None:
+        """Queues a step; `done(number, report)` is called in the loop when it has ended."""
+        self._work.put(_Work(number, prepared, loop, done))
+
+    def close(self) -> None:
+        """Ends the threads after the steps they have, and waits for that as long as a step should take.
+
+        A thread that still computes while the interpreter ends takes the process down with it.
+        """
+        self._work.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_LAST_STEP_S)
+
+    def _launch(self, build: Callable[[], Runner], built: "Future[Runner]") -> None:
+        try:
+            runner = build()
+        except BaseException as error:
+            self._launched.put(None)
+            built.set_exception(error)
+            return
+        built.set_result(runner)
+        del built
+        while (work := self._work.get()) is not None:
+            start = time.monotonic()
+            try:
+                pending = runner.launch(work.prepared)
+                ready = pending.done()
+            except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
+                self._report(work, StepReport([], time.monotonic() - start, error))
+                continue
+            if ready:
+                self._finish(work, pending, start)
+            else:
+                self._launched.put((work, pending, start))
+        self._launched.put(None)
+
+    def _collect(self) -> None:
+        while (item := self._launched.get()) is not None:
+            self._finish(*item)
+
+    def _finish(self, work: _Work, pending: Pending, start: float) -> None:
+        try:
+            outputs, error = pending.wait(), None
+        except BaseException as caught:  # as above
+            outputs, error = [], caught
+        end = time.monotonic()
+        # A step that was enqueued behind another had the device only from the other's end on.
+        seconds, self._freed = end - max(start, self._freed), end
+        self._report(work, StepReport(outputs, seconds, error))
+
+    @staticmethod
+    def _report(work: _Work, report: StepReport) -> None:
+        try:
+            work.loop.call_soon_threadsafe(work.done, work.number, report)
+        except RuntimeError:
+            return  # the loop has closed: nobody waits any more

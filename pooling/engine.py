@@ -1,0 +1,282 @@
+"""START HERE. Engine.pool(): batcher -> runner, on a thread of its own -> results.
+
+All state belongs to the event loop that calls pool(): no lock is needed. The
+device thread only runs steps that the loop prepared. Two steps are under way
+at most: one on the device, the next ready behind it. The next one is closed as
+late as possible, when the device is about to be free, so that a request which
+arrives meanwhile is still in it.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+
+from pooling.batcher import Batcher, Share
+from pooling.config import ModelSpec
+from pooling.device_thread import DeviceThread, StepReport
+from pooling.errors import EngineDead, EngineFailure, NonFiniteResult
+from pooling.intake import check_batch
+from pooling.loading.card import ModelCard
+from pooling.request import PackedBatch, PooledOutput, Rows, Timing
+from pooling.runner import LocalRunner
+
+log = logging.getLogger("raypool")
+
+_AHEAD = 2  # steps under way
+# How fast the running averages of step times follow a change: about the last 8 steps count.
+_FOLLOW = 0.125
+# What the loop may lose to other work between a timer's due time and its call.
+_SLACK_S = 0.001
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request under way. `left` counts the inputs without an answer yet."""
+
+    batch: PackedBatch
+    future: asyncio.Future[PooledOutput]
+    arrived: float
+    left: int
+    bounds: np.ndarray
+    started: float | None = None
+    forward_s: float = 0.0
+    answer: Rows | None = None
+    pieces: list[Rows] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step under way: whose inputs it holds, how many tokens, since when."""
+
+    shares: tuple[Share, ...]
+    tokens: int
+    watchdog: asyncio.TimerHandle
+
+
+class Engine:
+    """Answers batches of one model; shares the device fairly among callers.
+
+    Not thread-safe: call pool() from one event loop. `healthy` turns false for
+    good when a forward pass fails or hangs; every caller that waits then gets
+    EngineDead, as does every later one.
+    """
+
+    def __init__(self, device: DeviceThread, step_timeout_s: float = 600.0) -> None:
+        runner = device.runner
+        self.card: ModelCard = runner.card
+        self.max_batch_tokens = runner.max_batch_tokens
+        self.failure: str | None = None
+        self._runner, self._step_timeout_s = runner, step_timeout_s
+        self._batcher = Batcher(runner.max_batch_tokens)
+        self._jobs: dict[int, _Job] = {}
+        self._steps: dict[int, _Step] = {}
+        self._numbers = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._free_at = 0.0  # when the device should be done with what it has
+        self._token_s, self._prepare_s = 0.0, 0.0
+        self._done_steps = self._done_inputs = self._done_tokens = 0
+        self._busy_s = 0.0
+        self._device = device
+        # Also at the interpreter's end, for those who never close.
+        self._end_device = weakref.finalize(self, device.close)
+
+    @classmethod
+    def load(cls, spec: ModelSpec) -> Self:
+        """Reads the model and proves its forward pass. Raises StartupError of the fitting kind."""
+        start = time.monotonic()
+        device = DeviceThread(lambda: LocalRunner(spec))
+        runner = device.runner
+        pooler, facts = runner.card.pooler, runner.describe()
+        log.info(
+            "%s: %s, pooling %s, normalize %s (%s), tasks %s, max_model_len %d, max_batch_tokens %d, %s, "
+            "ready in %.1f s",
+            runner.card.name,
+            runner.card.architecture,
+            pooler.pooling_type,
+            pooler.normalize,
+            ", ".join(f"{part} from {source}" for part, source in pooler.sources.items()),
+            ", ".join(runner.card.tasks),
+            runner.card.max_model_len,
+            runner.max_batch_tokens,
+            ", ".join(f"{name} {value}" for name, value in facts.items() if value),
+            time.monotonic() - start,
+        )
+        return cls(device, spec.limits.step_timeout_s)
+
+    @property
+    def healthy(self) -> bool:
+        return self.failure is None
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start, and what waits now."""
+        return {
+            "steps": self._done_steps,
+            "inputs": self._done_inputs,
+            "tokens": self._done_tokens,
+            "busy_s": self._busy_s,
+            "waiting_requests": len(self._batcher),
+            "waiting_inputs": self._batcher.inputs,
+            "waiting_tokens": self._batcher.tokens,
+        }
+
+    async def pool(self, batch: PackedBatch) -> PooledOutput:
+        """The answers to a batch, in its order.
+
+        Raises InvalidRequest for a batch this model cannot take,
+        NonFiniteResult if the model answers NaN or infinity for an input of it,
+        EngineDead if the engine has failed. Cancelling drops what still waits.
+        """
+        if self.failure is not None:
+            raise EngineDead(self.failure)
+        check_batch(batch, self.card)
+        loop = self._bind()
+        key = next(self._numbers)
+        job = _Job(batch, loop.create_future(), time.monotonic(), len(batch), batch.offsets())
+        self._jobs[key] = job
+        self._batcher.add(key, batch.lengths)
+        self._pump()
+        try:
+            return await job.future
+        finally:
+            self._jobs.pop(key, None)
+            self._batcher.drop(key)
+
+    def close(self) -> None:
+        """Ends the device thread after the step it has; callers that wait get EngineDead.
+
+        Call it from the loop of pool(), or without one.
+        """
+        if self.failure is None:
+            self._fail("the engine was closed")
+        self._end_device()
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop and (self._jobs or self._steps):
+            raise EngineFailure("the engine serves another event loop; call pool() from one loop only")
+        self._loop = loop
+        return loop
+
+    def _pump(self) -> None:
+        """Gives the device its next step if it is free or about to be; otherwise looks again when it is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self.failure is None and len(self._batcher) and len(self._steps) < _AHEAD:
+            wait_s = self._free_at - self._lead_s - time.monotonic()
+            if self._steps and wait_s > 0:
+                assert self._loop is not None
+                self._timer = self._loop.call_later(wait_s, self._pump)
+                return
+            self._start_step()
+
+    @property
+    def _lead_s(self) -> float:
+        """How long before the device is free the next step must be closed to be ready in time."""
+        return 2 * self._prepare_s + _SLACK_S
+
+    def _start_step(self) -> None:
+        assert self._loop is not None
+        start = time.monotonic()
+        shares = tuple(self._batcher.take())
+        tokens = sum(share.tokens for share in shares)
+        number = next(self._numbers)
+        watchdog = self._loop.call_later(self._step_timeout_s, self._hung, number)
+        self._steps[number] = _Step(shares, tokens, watchdog)
+        for share in shares:
+            job = self._jobs[share.key]
+            job.started = job.started if job.started is not None else start
+        try:
+            prepared = self._runner.prepare([_part(self._jobs[share.key], share.inputs) for share in shares])
+        except Exception as error:  # a fault of ours, not of an input: those were checked at the door
+            self._fail(f"preparing a step failed: {type(error).__name__}", error)
+            return
+        now = time.monotonic()
+        self._prepare_s += _FOLLOW * (now - start - self._prepare_s)
+        self._free_at = max(self._free_at, now) + tokens * self._token_s
+        self._device.run(number, prepared, self._loop, self._finished)
+
+    def _finished(self, number: int, report: StepReport) -> None:
+        """Called in the loop by the device thread when a step has ended."""
+        step = self._steps.pop(number, None)
+        if step is None or self.failure is not None:
+            return  # the engine failed meanwhile; every caller knows already
+        step.watchdog.cancel()
+        if report.error is not None:
+            self._fail(f"the forward pass failed: {type(report.error).__name__}", report.error)
+            return
+        now = time.monotonic()
+        follow = _FOLLOW if self._token_s else 1.0
+        self._token_s += follow * (report.seconds / step.tokens - self._token_s)
+        self._free_at = now + sum(other.tokens for other in self._steps.values()) * self._token_s
+        self._done_steps += 1
+        self._done_tokens += step.tokens
+        self._busy_s += report.seconds
+        self._pump()  # the device first: callers can wait the microseconds this takes
+        for share, output in zip(step.shares, report.outputs, strict=True):
+            self._done_inputs += len(share.inputs)
+            job = self._jobs.get(share.key)
+            if job is not None:  # else its caller went away
+                job.forward_s += report.seconds
+                _deliver(job, share.inputs, output)
+
+    def _hung(self, number: int) -> None:
+        if number in self._steps:
+            self._fail(f"a forward pass did not end within {self._step_timeout_s:g} s")
+
+    def _fail(self, reason: str, error: BaseException | None = None) -> None:
+        """Fails every caller that waits, and the engine for good."""
+        self.failure = f"the engine has stopped: {reason}"
+        if error is not None:
+            log.error("%s: %s", self.card.name, self.failure, exc_info=error)
+        for step in self._steps.values():
+            step.watchdog.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        for job in self._jobs.values():
+            if not job.future.done():
+                job.future.set_exception(EngineDead(self.failure))
+
+
+def _part(job: _Job, inputs: np.ndarray) -> PackedBatch:
+    """The chosen inputs of a job as a batch of their own."""
+    batch, bounds = job.batch, job.bounds
+    if len(inputs) == len(batch) and (len(inputs) == 1 or np.array_equal(inputs, np.arange(len(inputs)))):
+        return batch
+    ids = np.concatenate([batch.ids[bounds[i] : bounds[i + 1]] for i in inputs])
+    return replace(batch, ids=ids, lengths=batch.lengths[inputs])
+
+
+def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:
+    """Puts the answers of a share in their places; the last one resolves the caller's future."""
+    if job.future.done():
+        return
+    if not np.isfinite(output.data).all():
+        job.future.set_exception(NonFiniteResult(_name_non_finite(inputs, output)))
+        return
+    if output.lengths is None:
+        if job.answer is None:
+            job.answer = np.empty((len(job.batch), output.data.shape[1]), np.float32)
+        job.answer[inputs] = output.data
+    else:
+        job.pieces = job.pieces or [np.empty(0, np.float32)] * len(job.batch)
+        for index, rows in zip(inputs, output.rows(), strict=True):
+            job.pieces[index] = rows
+    job.left -= len(inputs)
+    if job.left == 0:
+        data = job.answer if job.answer is not None else np.concatenate(job.pieces)
+        lengths = None if output.lengths is None else job.batch.lengths
+        waited = (job.started or job.arrived) - job.arrived
+        job.future.set_result(PooledOutput(data, lengths, Timing(waited, job.forward_s)))
+
+
+def _name_non_finite(inputs: np.ndarray, output: PooledOutput) -> str:
+    bad = [int(i) for i, rows in zip(inputs, output.rows(), strict=True) if not np.isfinite(rows).all()]
+    return f"the model answered NaN or infinity for input {min(bad)}"

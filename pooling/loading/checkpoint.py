@@ -1,0 +1,70 @@
+"""Checkpoint: the tensors of a model's safetensors files, by name, read one at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pooling.errors import CheckpointError
+from pooling.loading.sentence_transformers import read_json
+
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """The tensors of one model directory: `names` and `shape()` cost nothing, `read()` reads one tensor.
+
+    Raises CheckpointError for a file that is missing, cut short or not safetensors.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._files: dict[str, Any] = {}
+        self._file_of: dict[str, Any] = {}
+        for name in _file_names(directory):
+            file = _open(directory / name)
+            self._files[name] = file
+            for tensor in file.keys():  # noqa: SIM118  (a safetensors file is no dict)
+                self._file_of[tensor] = file
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One tensor in the wanted dtype, its memory our own: the file may go away afterwards.
+
+        Raises CheckpointError for NaN or infinity, which a weight also becomes
+        if it is too large for float16.
+        """
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"tensor {name!r} holds NaN or infinity as {str(dtype).removeprefix('torch.')}")
+        return tensor
+
+
+def _file_names(directory: Path) -> list[str]:
+    if (directory / _INDEX).exists():
+        return sorted(set(read_json(directory / _INDEX)["weight_map"].values()))
+    if (directory / _ONE).exists():
+        return [_ONE]
+    if any(directory.glob("*.bin")):
+        raise CheckpointError(
+            f"the model has weights as .bin only, which can run code when read; convert them to {_ONE} with "
+            "AutoModel.from_pretrained(DIR).save_pretrained(DIR) in an environment you trust"
+        )
+    raise CheckpointError(f"the model has no weights; expected {_ONE} or {_INDEX}")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.name} is named by {_INDEX} but is not there") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file.name} is damaged or cut short: {error}") from None

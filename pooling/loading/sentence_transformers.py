@@ -1,0 +1,111 @@
+"""What Sentence Transformers' files say of a model: modules.json and the files it points to."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pooling.config import PoolingType
+from pooling.errors import CheckpointError
+
+# The name of the flag in older Pooling configs, and of the mode in newer ones, without the prefix.
+_MODES: dict[str, PoolingType] = {
+    "cls_token": "CLS",
+    "cls": "CLS",
+    "mean_tokens": "MEAN",
+    "mean": "MEAN",
+    "max_tokens": "MAX",
+    "max": "MAX",
+    "lasttoken": "LAST",
+}
+# sentence_bert_config.json was named after the model in early releases.
+_SETTINGS = tuple(
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceTransformersFiles:
+    """pooling_type and normalize are None where the files are silent (no modules.json)."""
+
+    backbone: Path
+    pooling_type: PoolingType | None = None
+    normalize: bool | None = None
+    max_seq_length: int | None = None
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+
+def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
+    """Reads the files under a model's directory; all of them are optional.
+
+    Raises CheckpointError for a module or mode that would change the answer
+    and that we do not apply: a wrong vector is worse than none.
+    """
+    prompts, default_prompt_name = _prompts(directory)
+    modules_file = directory / "modules.json"
+    if not modules_file.exists():
+        length, lower_case = _settings(directory)
+        return SentenceTransformersFiles(directory, None, None, length, lower_case, prompts, default_prompt_name)
+    backbone, pooling_type, normalize = directory, None, False
+    for module in read_json(modules_file):
+        kind, place = str(module["type"]).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
+        if kind == "Transformer":
+            backbone = place
+        elif kind == "Pooling":
+            pooling_type = _pooling(place / "config.json", bool(prompts))
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Dropout":  # Dropout does nothing outside training
+            raise CheckpointError(
+                f"modules.json lists a {kind} module, which is not supported; supported are Transformer, Pooling, "
+                "Normalize and Dropout"
+            )
+    length, lower_case = _settings(backbone)
+    return SentenceTransformersFiles(
+        backbone, pooling_type, normalize, length, lower_case, prompts, default_prompt_name
+    )
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; raises CheckpointError naming the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"the model has no {file.name}, which it needs") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file.name} cannot be read as JSON: {error}") from None
+
+
+def _pooling(file: Path, has_prompts: bool) -> PoolingType:
+    config = read_json(file)
+    modes = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True and "mode" in key]
+    named = config.get("pooling_mode")
+    if named is not None:
+        modes = [named] if isinstance(named, str) else list(named)
+    if len(modes) != 1 or modes[0] not in _MODES:
+        allowed = ", ".join(dict.fromkeys(_MODES.values()))
+        raise CheckpointError(f"the Pooling module asks for {modes or 'no mode'}; supported is one of {allowed}")
+    if has_prompts and config.get("include_prompt") is False:
+        raise CheckpointError("the Pooling module leaves prompts out (include_prompt: false), which is not supported")
+    return _MODES[modes[0]]
+
+
+def _settings(backbone: Path) -> tuple[int | None, bool]:
+    for name in _SETTINGS:
+        if (backbone / name).exists():
+            config = read_json(backbone / name)
+            return config.get("max_seq_length"), bool(config.get("do_lower_case", False))
+    return None, False
+
+
+def _prompts(directory: Path) -> tuple[dict[str, str], str | None]:
+    file = directory / "config_sentence_transformers.json"
+    config = read_json(file) if file.exists() else {}
+    prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
+    default = config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        known = ", ".join(sorted(prompts)) or "none"
+        raise CheckpointError(f"default_prompt_name is {default!r}, but the model's prompts are: {known}")
+    return prompts, default

@@ -1,0 +1,182 @@
+"""Runner: what running a batch means; LocalRunner: packed forward, pooler and head on one device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pooling.config import ModelSpec
+from pooling.forward import Forward, StepInput, choose_forward
+from pooling.heads import cut, normalise
+from pooling.loading.card import ModelCard, ResolvedPooler
+from pooling.loading.describe import describe
+from pooling.loading.dtype import choose_device, choose_dtype
+from pooling.poolers import POOLERS
+from pooling.request import PackedBatch, PooledOutput, PoolingParams
+from pooling.tasks import TASKS
+
+# Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
+_CPU_STEP_TOKENS = 1_024
+# Enough to fill a Hopper GPU with a base-size encoder; vLLM's default there is the same.
+_CUDA_STEP_TOKENS = 16_384
+
+
+class Pending(Protocol):
+    """A step that was started on the device."""
+
+    def done(self) -> bool:
+        """Whether wait() would return at once."""
+        ...
+
+    def wait(self) -> list[PooledOutput]:
+        """The answers, one for each part of the step, in its order. Raises what the device raised."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs steps: `prepare` on the host while another step runs, `launch` on the device, one step at a time."""
+
+    card: ModelCard
+    max_batch_tokens: int
+
+    def prepare(self, parts: Sequence[PackedBatch]) -> "Prepared": ...
+
+    def launch(self, prepared: "Prepared") -> Pending: ...
+
+    def describe(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Parts of a step that want the same: which rows (of inputs or of tokens), and how they divide into parts."""
+
+    task: str
+    params: PoolingParams
+    parts: tuple[int, ...]
+    rows: Tensor
+    sizes: tuple[int, ...]
+    lengths: tuple[NDArray[np.int32], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A step ready for the device: its inputs sorted by length, longest first, and what is asked of each."""
+
+    step: StepInput
+    asks: tuple[Ask, ...]
+    parts: int
+
+
+class LocalRunner:
+    """Runs a model in this process, on one device.
+
+    Raises StartupError of the fitting kind if the model cannot be served
+    exactly: damaged files, an unknown architecture, or a forward pass that
+    fails its self-check.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        description = describe(spec)
+        self.card = description.card
+        self.device = choose_device(spec.device)
+        self.dtype = choose_dtype(spec.dtype, self.device)
+        default = _CUDA_STEP_TOKENS if self.device.type == "cuda" else _CPU_STEP_TOKENS
+        self.max_batch_tokens = spec.max_batch_tokens or default
+        self._forward: Forward = choose_forward(description, self.dtype, self.device, self.max_batch_tokens)
+
+    def describe(self) -> dict[str, str]:
+        """What was chosen at start-up, for the log."""
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "path": self._forward.path,
+            "threads": str(torch.get_num_threads()) if self.device.type == "cpu" else "",
+        }
+
+    def prepare(self, parts: Sequence[PackedBatch]) -> Prepared:
+        """Sorts the inputs of a step by length and builds what the device reads. Host work only."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        ids = np.concatenate([part.ids for part in parts])
+        order = np.argsort(-lengths, kind="stable")
+        place = np.empty_like(order)  # where the input now lies, for each input in part order
+        place[order] = np.arange(len(order))
+        sorted_lengths = lengths[order]
+        if np.any(order[1:] < order[:-1]):
+            ids = ids[_tokens_of(order, lengths)]
+        step = self._forward.prepare(ids, sorted_lengths)
+        asks = tuple(self._asks(parts, place, sorted_lengths))
+        return Prepared(step, asks, len(parts))
+
+    def launch(self, prepared: Prepared) -> "LocalPending":
+        """Runs the forward pass, the pooler and the heads; on CUDA it only enqueues them."""
+        with torch.inference_mode():
+            hidden = self._forward(prepared.step)
+            answers = [self._answer(hidden, prepared.step.lengths, ask) for ask in prepared.asks]
+            return LocalPending(prepared, [_to_host(rows) for rows in answers], self.device)
+
+    def _asks(self, parts: Sequence[PackedBatch], place: NDArray[np.int64], lengths: NDArray[np.int32]) -> list[Ask]:
+        """Groups the parts that want the same, and says which rows they get."""
+        bounds = np.cumsum([0, *(len(part) for part in parts)])
+        wants: dict[tuple[str, PoolingParams], list[int]] = {}
+        for index, part in enumerate(parts):
+            wants.setdefault((part.task, part.params), []).append(index)
+        asks = []
+        for (task, params), members in wants.items():
+            places = np.concatenate([place[bounds[index] : bounds[index + 1]] for index in members])
+            by_token = TASKS[task].rows == "token"
+            rows = _tokens_of(places, lengths) if by_token else places
+            sizes = tuple(parts[index].tokens if by_token else len(parts[index]) for index in members)
+            counts = tuple(parts[index].lengths for index in members) if by_token else ()
+            asks.append(Ask(task, params, tuple(members), self._forward.to_device(rows), sizes, counts))
+        return asks
+
+    def _answer(self, hidden: Tensor, lengths: Tensor, ask: Ask) -> Tensor:
+        pooler: ResolvedPooler = self.card.pooler
+        reduce = POOLERS["ALL" if TASKS[ask.task].rows == "token" else pooler.pooling_type]
+        rows = reduce(hidden, lengths)[ask.rows]
+        rows = cut(rows, ask.params.dimensions or pooler.dimensions)
+        activate = pooler.normalize if ask.params.use_activation is None else ask.params.use_activation
+        return normalise(rows) if activate else rows
+
+
+class LocalPending:
+    """A step on this process's device; its answers are on the way to host memory."""
+
+    def __init__(self, prepared: Prepared, answers: list[Tensor], device: torch.device) -> None:
+        self._prepared, self._answers = prepared, answers
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.current_stream().record_event()
+
+    def done(self) -> bool:
+        return self._event is None or bool(self._event.query())
+
+    def wait(self) -> list[PooledOutput]:
+        if self._event is not None:
+            self._event.synchronize()
+        outputs: list[PooledOutput | None] = [None] * self._prepared.parts
+        for ask, answer in zip(self._prepared.asks, self._answers, strict=True):
+            pieces = np.split(answer.numpy(), np.cumsum(ask.sizes)[:-1])
+            for index, (part, rows) in enumerate(zip(ask.parts, pieces, strict=True)):
+                outputs[part] = PooledOutput(rows, ask.lengths[index] if ask.lengths else None)
+        return [output for output in outputs if output is not None]
+
+
+def _tokens_of(inputs: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where the tokens of the named inputs lie, input after input: lengths [inputs] are of all, in row order."""
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    chosen = lengths[inputs].astype(np.int64)
+    ends = np.cumsum(chosen)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts[inputs] - (ends - chosen), chosen) + np.arange(total)
+
+
+def _to_host(rows: Tensor) -> Tensor:
+    if not rows.is_cuda:
+        return rows
+    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    return host.copy_(rows, non_blocking=True)

@@ -1,0 +1,39 @@
+"""What all tests share: small checkpoints on disk, written once a session, and no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a family's checkpoint, by its name in tests/checkpoints.py."""
+    from tests.checkpoints import FAMILIES
+
+    @cache
+    def write(name: str) -> Path:
+        return FAMILIES[name].write(tmp_path_factory.mktemp(name))
+
+    return write
+
+
+@pytest.fixture
+def broken_checkpoint(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """The directory of a BERT checkpoint damaged in one way, by its name in tests/broken.py."""
+    from tests.broken import BREAKAGES
+
+    def write(name: str) -> Path:
+        directory = tmp_path / name.replace(" ", "-")
+        shutil.copytree(checkpoint("bert"), directory)
+        BREAKAGES[name](directory)
+        return directory
+
+    return write

@@ -1,0 +1,51 @@
+"""build(): what Serve is told to deploy, and that every file in configs/ can be built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve._private.build_app import build_app
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.app import build
+from deployments.config import ServiceConfig
+from tests.checkpoints import MINILM
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def deployments(**settings: Any) -> dict[str, Any]:
+    application = build(ServiceConfig.model_validate(settings))
+    return {deployment.name: deployment for deployment in build_app(application, name="raypool").deployments}
+
+
+def test_a_router_and_an_engine_deployment_for_each_model() -> None:
+    found = deployments(
+        models=[
+            {"source": MINILM, "name": "minilm", "replicas": 2, "num_cpus": 1.5},
+            {"source": "org/other", "autoscaling": {"min": 0, "max": 4, "downscale_delay_s": 5}},
+        ],
+        router={"replicas": 3, "num_cpus": 1},
+    )
+    assert sorted(found) == ["engine-minilm", "engine-org-other", "router"]
+    router, fixed, scaled = found["router"], found["engine-minilm"], found["engine-org-other"]
+    assert (router.num_replicas, router.ray_actor_options["num_cpus"]) == (3, 1)
+    assert (fixed.num_replicas, fixed.ray_actor_options["num_cpus"]) == (2, 1.5)
+    scaling = scaled._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (0, 4, 5)
+    assert all(deployment.max_ongoing_requests >= 512 for deployment in found.values())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_is_one_that_serve_takes_and_can_be_built(path: Path) -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    assert config.http_options.host == "127.0.0.1"  # unless someone asks for more
+    (application,) = config.applications
+    assert (application.name, application.import_path) == ("raypool", "deployments.app:build")
+    found = deployments(**application.args)
+    assert len(found) == 1 + len(application.args["models"])
+
+
+def test_there_are_config_files() -> None:
+    assert {"demo", "one-gpu", "many-models"} <= {path.stem for path in CONFIGS}

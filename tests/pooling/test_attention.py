@@ -1,0 +1,70 @@
+"""Packed attention against a mask written out in full, for every rule a family uses."""
+
+import itertools
+
+import pytest
+import torch
+
+from pooling.attention import Packing, PackingSlot, packed_attention
+
+LENGTHS = [40, 17, 17, 17, 5, 1]
+
+
+class Layer(torch.nn.Module):
+    is_causal = True
+
+
+def by_definition(q, k, v, causal, window, softcap):  # type: ignore[no-untyped-def]
+    """One dense attention with the block-diagonal mask: [heads, tokens, dim] -> [tokens, heads, dim]."""
+    owner = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    ahead = torch.arange(len(owner))[None, :] - torch.arange(len(owner))[:, None]
+    seen = owner[None, :] == owner[:, None]
+    seen &= ahead <= 0 if causal else torch.tensor(True)
+    seen &= ahead.abs() < window if window else torch.tensor(True)
+    k, v = (part.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for part in (k, v))
+    scores = (q.double() @ k.double().transpose(1, 2)) * q.shape[-1] ** -0.5
+    scores = torch.tanh(scores / softcap) * softcap if softcap else scores
+    return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.double()).transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "causal", "window", "softcap"),
+    [
+        *itertools.product([torch.float32, torch.bfloat16], [4, 2], [True, False], [None, 8], [None]),
+        (torch.float32, 2, True, 8, 5.0),
+        (torch.float32, 4, False, None, 5.0),
+    ],
+)
+def test_no_input_sees_another_and_each_query_sees_its_window(dtype, kv_heads, causal, window, softcap) -> None:  # type: ignore[no-untyped-def]
+    draw = torch.Generator().manual_seed(0)
+    tokens = sum(LENGTHS)
+    # Queries of this size make a wrong mask move the answer by 0.1 and more.
+    q = (torch.randn(1, 4, tokens, 16, generator=draw) * 3).to(dtype)
+    k, v = (torch.randn(1, kv_heads, tokens, 16, generator=draw).to(dtype) for _ in range(2))
+    layer = Layer()
+    layer.raypool_packing = PackingSlot(Packing.of(LENGTHS))
+    answer, _ = packed_attention(layer, q, k, v, None, is_causal=causal, sliding_window=window, softcap=softcap)
+    expected = by_definition(q[0], k[0], v[0], causal, window, softcap)
+    limit = 1e-5 if dtype == torch.float32 else 4e-2
+    assert answer.shape == (1, tokens, 4, 16)
+    assert float((answer[0] - expected).abs().max()) < limit
+
+
+def test_the_keyword_beats_the_module_on_causality() -> None:
+    layer = Layer()
+    layer.raypool_packing = PackingSlot(Packing.of([4]))
+    q, k, v = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    implied, _ = packed_attention(layer, q, k, v, None)
+    causal, _ = packed_attention(layer, q, k, v, None, is_causal=True)
+    both_ways, _ = packed_attention(layer, q, k, v, None, is_causal=False)
+    assert torch.equal(implied, causal)
+    assert not torch.allclose(causal, both_ways)
+
+
+@pytest.mark.parametrize("term", ["position_bias", "s_aux"])
+def test_a_term_of_the_scores_that_it_does_not_know_is_an_error(term: str) -> None:
+    layer = Layer()
+    layer.raypool_packing = PackingSlot(Packing.of([4]))
+    q = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(RuntimeError, match=term):
+        packed_attention(layer, q, q, q, None, **{term: torch.zeros(1)})

