@@ -97,7 +97,7 @@ class Embedder:
         batches = _divide(lambda start, stop: self._tokenize([values[row] for row in rows[start:stop]]), rows, reasons)
         if batches:
             rows = np.concatenate([part for part, _ in batches])
-            whole = _join([batch for _, batch in batches])
+            whole = PackedBatch.join([batch for _, batch in batches])
             for part, output in _divide(lambda start, stop: self._pool(whole.slice(start, stop)), rows, reasons):
                 vectors[part] = output.data
         return vectors, reasons
@@ -165,10 +165,3 @@ def _divide(
             return []
     middle = (start + stop) // 2
     return _divide(work, rows, reasons, start, middle) + _divide(work, rows, reasons, middle, stop)
-
-
-def _join(batches: list[PackedBatch]) -> PackedBatch:
-    if len(batches) == 1:
-        return batches[0]
-    ids, lengths = [batch.ids for batch in batches], [batch.lengths for batch in batches]
-    return replace(batches[0], ids=np.concatenate(ids), lengths=np.concatenate(lengths))

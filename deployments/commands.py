@@ -146,16 +146,16 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _describe(card: ModelCard) -> str:
-    pooler, sizes = card.pooler, card.matryoshka
-    any_size = f"any size up to {card.dim}"
+    sizes, any_size = card.matryoshka, f"any size up to {card.dim}"
     rows = {
         "model": card.source,
         "architecture": f"{card.architecture} ({card.model_type})",
-        "tasks": ", ".join(card.tasks),
-        "vector": f"{pooler.dimensions or card.dim} numbers, {'normalised' if pooler.normalize else 'not normalised'}",
+        **{task: str(pooler) for task, pooler in card.poolers.items()},
+        "scoring": card.scoring or "no",
+        "labels": ", ".join(card.labels) or "none",
+        "vector": f"{card.dim} numbers",
         "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
-        "pooling": f"{pooler.pooling_type} (decided by {pooler.sources['pooling_type']})",
         "longest input": f"{card.max_model_len} tokens",
         "prompts": ", ".join(card.prompts) or "none",
     }
-    return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+    return "\n".join(f"{name:<16}{value}" for name, value in rows.items())

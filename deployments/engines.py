@@ -51,4 +51,4 @@ class ServeEngines:
 
     def _answer_bytes(self, batch: PackedBatch) -> int:
         rows = batch.tokens if TASKS[batch.task].rows == "token" else len(batch)
-        return rows * self._card.dim * _FLOAT32_BYTES
+        return rows * self._card.poolers[batch.task].width * _FLOAT32_BYTES

@@ -6,8 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pooling.errors import ConfigError
 
-Task = Literal["embed", "token_embed"]
-PoolingType = Literal["CLS", "LAST", "MEAN", "MAX", "ALL"]
+Task = Literal["embed", "classify", "score", "reward", "token_embed", "token_classify"]
+SequencePooling = Literal["CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN"]
+TokenPooling = Literal["ALL", "STEP"]
+PoolingType = Literal[SequencePooling, TokenPooling]
+
+
+_ACTIVATIONS = ("use_activation", "normalize", "softmax")
 
 
 class Settings(BaseModel):
@@ -29,23 +34,50 @@ class Settings(BaseModel):
 class PoolerConfig(Settings):
     """How token vectors become the answer; every field left out keeps the model's own choice.
 
-    `use_activation` is today's name of `normalize`; give one of them.
+    pooling_type is that of sequence tasks (CLS, LAST, MEAN, MAX, WEIGHTEDMEAN,
+    MEAN_SQRT_LEN) or of token tasks (ALL, STEP); the two longer names say which
+    they mean. use_activation is today's name of `normalize`, for vectors, and of
+    `softmax`, for probabilities. logit_mean and logit_sigma calibrate logits
+    before the activation: (logit - mean) / sigma.
     """
 
     pooling_type: PoolingType | None = None
+    seq_pooling_type: SequencePooling | None = None
+    tok_pooling_type: TokenPooling | None = None
     normalize: bool | None = None
+    softmax: bool | None = None
     use_activation: bool | None = None
     dimensions: int | None = Field(None, gt=0, description="Matryoshka size of every answer that names none")
+    step_tag_id: int | None = Field(None, ge=0, description="STEP keeps the rows of this token")
+    returned_token_ids: tuple[int, ...] | None = Field(None, description="the columns of the answer that are kept")
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:
-        if self.normalize is not None and self.use_activation is not None:
-            raise ValueError("give normalize or use_activation, not both: they are two names of one setting")
+        given = [name for name in _ACTIVATIONS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give {' or '.join(given)}, not both: they are names of one setting")
+        specific = [name for name in ("seq_pooling_type", "tok_pooling_type") if getattr(self, name) is not None]
+        if self.pooling_type is not None and specific:
+            raise ValueError(f"Cannot set both `pooling_type` and `{specific[0]}`")
+        if self.logit_sigma == 0:
+            raise ValueError("logit_sigma cannot be 0 (division by zero)")
         return self
 
     @property
     def activation(self) -> bool | None:
-        return self.normalize if self.normalize is not None else self.use_activation
+        return next((value for name in _ACTIVATIONS if (value := getattr(self, name)) is not None), None)
+
+    @property
+    def sequence_type(self) -> SequencePooling | None:
+        whole = self.pooling_type
+        return self.seq_pooling_type or (None if whole is None or whole == "ALL" or whole == "STEP" else whole)
+
+    @property
+    def token_type(self) -> TokenPooling | None:
+        whole = self.pooling_type
+        return self.tok_pooling_type or (whole if whole == "ALL" or whole == "STEP" else None)
 
 
 class ParallelSpec(Settings):

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -48,6 +48,9 @@ class _Job:
     forward_s: float = 0.0
     answer: Rows | None = None
     pieces: list[Rows] = field(default_factory=list)
+
+    def take(self, inputs: np.ndarray) -> PackedBatch:
+        return self.batch.take(inputs, self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +96,12 @@ class Engine:
         start = time.monotonic()
         device = DeviceThread(lambda: LocalRunner(spec))
         runner = device.runner
-        pooler, facts = runner.card.pooler, runner.describe()
+        facts = runner.describe()
         log.info(
-            "%s: %s, pooling %s, normalize %s (%s), tasks %s, max_model_len %d, max_batch_tokens %d, %s, "
-            "ready in %.1f s",
+            "%s: %s, %s, max_model_len %d, max_batch_tokens %d, %s, ready in %.1f s",
             runner.card.name,
             runner.card.architecture,
-            pooler.pooling_type,
-            pooler.normalize,
-            ", ".join(f"{part} from {source}" for part, source in pooler.sources.items()),
-            ", ".join(runner.card.tasks),
+            "; ".join(f"{task}: {pooler}" for task, pooler in runner.card.poolers.items()),
             runner.card.max_model_len,
             runner.max_batch_tokens,
             ", ".join(f"{name} {value}" for name, value in facts.items() if value),
@@ -194,7 +193,8 @@ class Engine:
             job = self._jobs[share.key]
             job.started = job.started if job.started is not None else start
         try:
-            prepared = self._runner.prepare([_part(self._jobs[share.key], share.inputs) for share in shares])
+            parts = [self._jobs[share.key].take(share.inputs) for share in shares]
+            prepared = self._runner.prepare(parts)
         except Exception as error:  # a fault of ours, not of an input: those were checked at the door
             self._fail(f"preparing a step failed: {type(error).__name__}", error)
             return
@@ -245,15 +245,6 @@ class Engine:
                 job.future.set_exception(EngineDead(self.failure))
 
 
-def _part(job: _Job, inputs: np.ndarray) -> PackedBatch:
-    """The chosen inputs of a job as a batch of their own."""
-    batch, bounds = job.batch, job.bounds
-    if len(inputs) == len(batch) and (len(inputs) == 1 or np.array_equal(inputs, np.arange(len(inputs)))):
-        return batch
-    ids = np.concatenate([batch.ids[bounds[i] : bounds[i + 1]] for i in inputs])
-    return replace(batch, ids=ids, lengths=batch.lengths[inputs])
-
-
 def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:
     """Puts the answers of a share in their places; the last one resolves the caller's future."""
     if job.future.done():
@@ -272,7 +263,7 @@ def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:
     job.left -= len(inputs)
     if job.left == 0:
         data = job.answer if job.answer is not None else np.concatenate(job.pieces)
-        lengths = None if output.lengths is None else job.batch.lengths
+        lengths = None if output.lengths is None else np.array([len(rows) for rows in job.pieces], np.int32)
         waited = (job.started or job.arrived) - job.arrived
         job.future.set_result(PooledOutput(data, lengths, Timing(waited, job.forward_s)))
 

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pooling.attention import NAME, Packing, bind
 from pooling.errors import CheckpointError
+from pooling.heads import Head
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
@@ -26,7 +28,8 @@ class StepInput:
     """A step's inputs, end to end and longest first.
 
     ids and positions [1, tokens] int64 and lengths [inputs] int64 are on the
-    device; sizes are the same lengths on the host.
+    device; sizes are the same lengths on the host. types [1, tokens] int64 is 1
+    at the tokens of second texts, None where there are none.
     """
 
     ids: Tensor
@@ -34,6 +37,7 @@ class StepInput:
     lengths: Tensor
     sizes: tuple[int, ...]
     packing: Packing
+    types: Tensor | None = None
 
 
 class Forward(Protocol):
@@ -41,7 +45,9 @@ class Forward(Protocol):
 
     path: str
 
-    def prepare(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> StepInput: ...
+    def prepare(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int32], second: NDArray[np.int32] | None = None
+    ) -> StepInput: ...
 
     def to_device(self, array: NDArray[Any]) -> Tensor: ...
 
@@ -50,15 +56,18 @@ class Forward(Protocol):
 
 def choose_forward(
     description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int
-) -> Forward:
+) -> tuple[Forward, dict[str, Head]]:
     """Packed if the family is known to pack and this model proves it on this device, else padded, loudly.
+
+    Beside it the heads of the model, by name.
 
     Raises CheckpointError if neither gives the answers of each input alone.
     """
     name, kind = description.card.name, description.card.model_type
     checkpoint = Checkpoint(description.backbone)
     obstacle = _obstacle(description, dtype, device)
-    model = load_model(checkpoint, description.config, "eager" if obstacle else NAME, dtype, device)
+    loaded = load_model(checkpoint, description, "eager" if obstacle else NAME, dtype, device)
+    model = loaded.backbone
     if obstacle is None:
         first_position = description.config.pad_token_id + 1 if description.family.positions_after_pad else 0
         if device.type == "cpu" and dtype == torch.bfloat16:
@@ -66,14 +75,14 @@ def choose_forward(
         packed = PackedForward(model, first_position, device)
         obstacle = check(packed, model, description, dtype)
         if obstacle is None:
-            return packed
+            return packed, loaded.heads
     log.warning("%s: running padded, which is slower: %s", name, obstacle)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
     if reason is not None:
         raise CheckpointError(f"a {kind} model cannot be served in batches: {reason}")
-    return padded
+    return padded, loaded.heads
 
 
 def _obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -101,26 +110,31 @@ class PackedForward:
     def to_device(self, array: NDArray[Any]) -> Tensor:
         return _to_device(array, self._device)
 
-    def prepare(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> StepInput:
+    def prepare(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int32], second: NDArray[np.int32] | None = None
+    ) -> StepInput:
         ends = np.cumsum(lengths, dtype=np.int64)
-        positions = np.arange(len(ids), dtype=np.int64) - np.repeat(ends - lengths, lengths) + self._first_position
+        places = _places(lengths)
         cu_seqlens = None
         if self._device.type == "cuda":
             cu_seqlens = self.to_device(np.concatenate([[0], ends]).astype(np.int32))
         sizes = tuple(lengths.tolist())
         return StepInput(
             self.to_device(ids.astype(np.int64)[None]),
-            self.to_device(positions[None]),
+            self.to_device(places[None] + self._first_position),
             self.to_device(lengths.astype(np.int64)),
             sizes,
             Packing.of(sizes, cu_seqlens),
+            None if second is None else self.to_device(_types(places, lengths, second)[None]),
         )
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype."""
         self._slot.packing = step.packing
-        places = {"position_ids": step.positions} if self._takes_positions else {}
-        hidden: Tensor = self._model(input_ids=step.ids, **places, **self._keywords)[0]
+        given = {"position_ids": step.positions} if self._takes_positions else {}
+        if step.types is not None:
+            given["token_type_ids"] = step.types
+        hidden: Tensor = self._model(input_ids=step.ids, **given, **self._keywords)[0]
         return hidden[0]
 
 
@@ -137,28 +151,32 @@ class PaddedForward:
     def to_device(self, array: NDArray[Any]) -> Tensor:
         return _to_device(array, self._device)
 
-    def prepare(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> StepInput:
+    def prepare(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int32], second: NDArray[np.int32] | None = None
+    ) -> StepInput:
         sizes = tuple(lengths.tolist())
         tokens = self.to_device(ids.astype(np.int64)[None])
-        return StepInput(tokens, tokens, self.to_device(lengths.astype(np.int64)), sizes, Packing.of(sizes))
+        types = None if second is None else self.to_device(_types(_places(lengths), lengths, second)[None])
+        return StepInput(tokens, tokens, self.to_device(lengths.astype(np.int64)), sizes, Packing.of(sizes), types)
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype."""
         inputs = torch.split(step.ids[0], list(step.sizes))
+        types = None if step.types is None else torch.split(step.types[0], list(step.sizes))
         answers: list[Tensor] = []
         start = 0
         while start < len(inputs):
             # Longest first, so the first input of a batch sets its width.
             stop = start + max(1, self._budget // step.sizes[start])
-            answers.append(self._padded(list(inputs[start:stop])))
+            answers.append(self._padded(inputs[start:stop], None if types is None else types[start:stop]))
             start = stop
         return torch.cat(answers)
 
-    def _padded(self, inputs: list[Tensor]) -> Tensor:
-        ids = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=self._pad)
-        ones = [torch.ones_like(item) for item in inputs]
-        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
-        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask, **self._keywords)[0]
+    def _padded(self, inputs: Sequence[Tensor], types: Sequence[Tensor] | None) -> Tensor:
+        ids = _pad(inputs, self._pad)
+        mask = _pad([torch.ones_like(item) for item in inputs])
+        given = {} if types is None else {"token_type_ids": _pad(types)}
+        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask, **given, **self._keywords)[0]
         return hidden[mask.bool()]
 
 
@@ -212,6 +230,21 @@ def _alone(forward: Forward, model: PreTrainedModel, ids: NDArray[np.int32]) -> 
 def _keywords(model: PreTrainedModel) -> dict[str, Any]:
     """Whole inputs are read once, so nothing is kept for a next token."""
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def _places(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Of each token, which one of its input it is."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.arange(ends[-1], dtype=np.int64) - np.repeat(ends - lengths, lengths)
+
+
+def _types(places: NDArray[np.int64], lengths: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int64]:
+    """1 at the tokens of an input's second text, 0 before."""
+    return (places >= np.repeat(second, lengths)).astype(np.int64)
+
+
+def _pad(inputs: Sequence[Tensor], value: int = 0) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True, padding_value=value)
 
 
 def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """Intake: text or ids -> TokenizedInput -> PackedBatch; the only place where input is judged."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Self, cast
 
 import numpy as np
@@ -11,7 +12,8 @@ from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
 from pooling.loading.card import ModelCard
 from pooling.loading.describe import describe
 from pooling.loading.tokenizer import TextTokenizer
-from pooling.request import Ids, PackedBatch, PoolingParams, PoolingRequest, TokenizedInput
+from pooling.request import Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
+from pooling.tasks import TASKS
 
 EMPTY = "The decoder prompt cannot be empty"
 
@@ -40,14 +42,16 @@ class Intake:
         """
         task = request.task or self.card.tasks[0]
         check_task(task, self.card)
-        check_dimensions(request.params, self.card)
+        check_params(task, request.params, self.card)
         if isinstance(request.inputs, str) or not len(request.inputs):
             raise InvalidRequest("You must pass at least one prompt", "input")
         limit = self._limit(request)
+        count = len(request.inputs)
+        if any(_is_pair(item) for item in request.inputs):
+            return PackedBatch.pack(self._pairs(request, limit), task, request.params)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
         ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, limit)
         by_index = dict(zip(texts, ids, strict=True))
-        count = len(request.inputs)
         items = [
             TokenizedInput(by_index[i] if i in by_index else self._ids(item, i, count, request, limit))
             for i, item in enumerate(request.inputs)
@@ -100,6 +104,44 @@ class Intake:
                 raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, count)
         return encoded
 
+    def _pairs(self, request: PoolingRequest, limit: int | None) -> list[TokenizedInput]:
+        """Pairs of texts, which one forward pass reads together."""
+        if not self.card.labels:
+            raise InvalidRequest(
+                f"{self.card.name!r} reads one text at a time; pairs are for models with a head that compares them",
+                "input",
+            )
+        pairs: list[Pair] = []
+        for index, item in enumerate(request.inputs):
+            if not (_is_pair(item) and len(item) == 2 and all(isinstance(text, str) for text in item)):
+                raise InvalidRequest(f"input {index} is no pair of two texts, as others are", "input")
+            pairs.append(cast(Pair, item))
+        if self.card.lower_case:
+            pairs = [(first.lower(), second.lower()) for first, second in pairs]
+        _refuse_surrogates([text for pair in pairs for text in pair])
+        most = self.card.max_model_len
+        if limit is None:
+            most_chars = most * self._tokenizer.max_chars_per_token
+            for index, (first, second) in enumerate(pairs):
+                if len(first) + len(second) > most_chars:
+                    raise _too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
+        bounds = (self._most(request.max_tokens_per_query, "query"), self._most(request.max_tokens_per_doc, "doc"))
+        encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
+        for index, (ids, _) in enumerate(encoded):
+            _refuse_empty(ids)
+            if len(ids) > most:
+                raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
+        return [TokenizedInput(ids, second if self.card.token_types else None) for ids, second in encoded]
+
+    def _most(self, asked: int | None, which: str) -> int | None:
+        """Tokens that one text of a pair may have; 0 means no limit, as in vLLM."""
+        name, most = f"max_tokens_per_{which}", self.card.max_model_len
+        if asked is not None and asked < 0:
+            raise InvalidRequest(f"{name} must be a non-negative integer, got {asked}", name)
+        if asked is not None and asked >= most:
+            raise InvalidRequest(f"{name} ({asked}) must be less than max_model_len ({most}).", name)
+        return asked or None
+
     def _prompt(self, request: PoolingRequest, has_text: bool) -> str:
         name, known = request.prompt_name, self.card.prompts
         if name is None:
@@ -124,6 +166,10 @@ class Intake:
         return ids
 
 
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and any(isinstance(part, str) for part in item)
+
+
 def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     """Judges a batch that a caller packed alone, before it costs a forward pass.
 
@@ -131,7 +177,7 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     and what is allowed.
     """
     check_task(batch.task, card)
-    check_dimensions(batch.params, card)
+    check_params(batch.task, batch.params, card)
     if not len(batch):
         raise InvalidRequest("You must pass at least one prompt", "input")
     if int(batch.lengths.min()) < 1:
@@ -139,6 +185,9 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     if int(batch.lengths.sum(dtype=np.int64)) != batch.tokens:
         raise InvalidRequest(f"lengths sum to {batch.lengths.sum()}, but there are {batch.tokens} token ids", "input")
     _refuse_out_of_vocabulary(batch.ids, card)
+    second = batch.second
+    if second is not None and (len(second) != len(batch) or (second < 0).any() or not card.token_types):
+        raise InvalidRequest("`second` is for pairs of a model with token types, one number for each input", "input")
     if int(batch.lengths.max()) > card.max_model_len:
         index = int(batch.lengths.argmax())
         given = int(batch.lengths[index])
@@ -146,16 +195,37 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
 
 
 def check_task(task: str, card: ModelCard) -> None:
-    """Raises UnsupportedTask naming the tasks that the model does."""
-    if task not in card.tasks:
+    """Raises UnsupportedTask naming the tasks that a forward pass of the model can answer."""
+    if task not in card.poolers:
+        hint = " (`score` compares two texts: give both to score())" if task == "score" and card.scoring else ""
         raise UnsupportedTask(
-            f"Unsupported task: {task!r} Supported tasks: {list(card.tasks)} (parameter=task)", "task"
+            f"Unsupported task: {task!r} Supported tasks: {list(card.poolers)} (parameter=task){hint}", "task"
         )
 
 
-def check_dimensions(params: PoolingParams, card: ModelCard) -> None:
+def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
+    """Raises InvalidRequest naming what the task's answer may be asked to be."""
+    known = TASKS[task].params
+    given = [one.name for one in fields(params) if getattr(params, one.name) is not None]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InvalidRequest(
+            f"Task {task!r} only supports {list(known)} parameters, does not support {unknown} parameters", unknown[0]
+        )
+    _check_dimensions(params.dimensions, card)
+    tag, columns, labels = params.step_tag_id, params.returned_token_ids, len(card.labels)
+    if tag is not None and not 0 <= tag < card.vocab_size:
+        raise InvalidRequest(f"step_tag_id {tag} is out of vocabulary", "step_tag_id")
+    if columns is not None and not (columns and all(0 <= column < labels for column in columns)):
+        raise InvalidRequest(
+            f"returned_token_ids is {list(columns)}, but the model's head has the columns 0 to {labels - 1}",
+            "returned_token_ids",
+        )
+
+
+def _check_dimensions(asked: int | None, card: ModelCard) -> None:
     """Raises InvalidRequest naming the sizes that the model's vectors may be cut to."""
-    asked, sizes, dim = params.dimensions, card.matryoshka, card.dim
+    sizes, dim = card.matryoshka, card.dim
     if asked is None or asked == dim:
         return
     if sizes == ():

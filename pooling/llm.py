@@ -1,4 +1,4 @@
-"""LLM: the offline API, shaped like vLLM's: encode, embed; outputs in input order."""
+"""LLM: the offline API, shaped like vLLM's: encode, embed, classify, score, reward; outputs in input order."""
 
 import asyncio
 import itertools
@@ -13,12 +13,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pooling.config import ModelSpec, PoolerConfig, parse_settings
+from pooling.config import ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InvalidRequest
 from pooling.intake import Intake
-from pooling.outputs import EmbeddingOutput, EmbeddingRequestOutput, PoolingOutput, PoolingRequestOutput
+from pooling.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+)
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
+from pooling.scoring import check_scoring, compare, pair_up
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -26,13 +36,15 @@ Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[st
 # while the next ones are tokenised during the forward pass of these.
 _CHUNK = 2_048
 _CHUNKS_AHEAD = 2
+_TOKENIZATION = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
+_PER_TEXT = ("max_tokens_per_query", "max_tokens_per_doc")
 
 
 class LLM:
     """A pooling model in this process.
 
-    model: a directory, a hub id, or python:package/dir. task: `auto`, `embed`
-    or `token_embed`. dtype: `auto` is bfloat16 where the hardware multiplies it
+    model: a directory, a hub id, or python:package/dir. task: what encode()
+    does by default; `auto` takes the model's own first task. dtype: `auto` is bfloat16 where the hardware multiplies it
     fast, float32 elsewhere. override_pooler_config: a PoolerConfig or its fields
     as a dict; beats what the model's files say. max_model_len: tokens an input
     may have; None takes the model's own limit.
@@ -44,7 +56,7 @@ class LLM:
         self,
         model: str,
         *,
-        task: Literal["auto", "embed", "token_embed"] = "auto",
+        task: Task | Literal["auto"] = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         override_pooler_config: PoolerConfig | Mapping[str, Any] | None = None,
         max_model_len: int | None = None,
@@ -114,6 +126,81 @@ class LLM:
             for rows, ids in self._run(prompts, asked, use_tqdm)
         ]
 
+    def classify(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[ClassificationRequestOutput]:
+        """The probability of each label for each prompt; arguments as in encode().
+
+        With `pooling_params=PoolingParams(use_activation=False)` the logits.
+        """
+        asked = _Asked("classify", pooling_params, None, tokenization_kwargs)
+        columns = None if pooling_params is None else pooling_params.returned_token_ids
+        labels = self.card.labels if columns is None else tuple(self.card.labels[column] for column in columns)
+        return [
+            ClassificationRequestOutput(self._id(), ClassificationOutput(rows.tolist(), labels), ids.tolist())
+            for rows, ids in self._run(prompts, asked, use_tqdm)
+        ]
+
+    def reward(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """A reward model's answer for every token of each prompt; arguments as in encode().
+
+        `outputs.data` is float32 [tokens, labels]; of a process reward model
+        [steps, labels].
+        """
+        return self.encode(
+            prompts,
+            pooling_params,
+            pooling_task="reward",
+            use_tqdm=use_tqdm,
+            tokenization_kwargs=tokenization_kwargs,
+        )
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        /,
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How relevant each of data_2 is to data_1: 1:1, 1:N, or N:N one by one.
+
+        A cross-encoder reads each pair; an embedding model's vectors are
+        compared as its files say, by cosine where they say nothing.
+        tokenization_kwargs: as in encode(), and for pairs `max_tokens_per_query`
+        and `max_tokens_per_doc`. Raises UnsupportedTask if the model does
+        neither, InvalidRequest if one text cannot be served; none is then.
+        """
+        kind = check_scoring(self.card)
+        first, second = ([data] if isinstance(data, str) else list(data) for data in (data_1, data_2))
+        pairs = pair_up(first, second)
+        if kind == "cross_encoder":
+            asked = _Asked("score", pooling_params, None, tokenization_kwargs)
+            answers = [(float(rows[0]), ids) for rows, ids in self._run(pairs, asked, use_tqdm)]
+        else:
+            asked = _Asked("token_embed" if kind == "max_sim" else "embed", pooling_params, None, tokenization_kwargs)
+            read = self._run([*first, *second], asked, use_tqdm)
+            queries = read[: len(first)] if len(first) == len(pairs) else [read[0]] * len(pairs)
+            answers = [
+                (compare(kind, a, b), np.concatenate([a_ids, b_ids]))
+                for (a, a_ids), (b, b_ids) in zip(queries, read[len(first) :], strict=True)
+            ]
+        return [ScoringRequestOutput(self._id(), ScoringOutput(score), ids.tolist()) for score, ids in answers]
+
     def close(self) -> None:
         """Ends the engine and its threads; using the LLM afterwards raises EngineDead."""
         if self._thread.is_alive():
@@ -131,7 +218,7 @@ class LLM:
     def _id(self) -> str:
         return str(next(self._numbers))
 
-    def _run(self, prompts: Prompts, asked: "_Asked", use_tqdm: bool) -> list[tuple[Rows, Ids]]:
+    def _run(self, prompts: Prompts | Sequence[Prompt], asked: "_Asked", use_tqdm: bool) -> list[tuple[Rows, Ids]]:
         """Tokenises chunk after chunk, a few ahead of the engine; (rows, ids) of each prompt in order."""
         if not self._thread.is_alive():
             raise EngineDead("this LLM was closed")
@@ -166,7 +253,7 @@ class _Asked:
     tokenization: Mapping[str, Any] | None
 
     def request(self, inputs: list[Prompt]) -> PoolingRequest:
-        known = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
+        known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
         options = dict(self.tokenization or {})
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -175,7 +262,7 @@ class _Asked:
         return PoolingRequest(inputs, self.task, params, prompt_name=self.prompt_name, **options)
 
 
-def _as_list(prompts: Prompts) -> list[Prompt]:
+def _as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt as a list of one; vLLM's dicts as what they hold."""
     single = isinstance(prompts, str | Mapping) or (
         len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)

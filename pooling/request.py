@@ -9,25 +9,33 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 Rows = NDArray[np.float32]
-Prompt = str | Sequence[int] | Ids
+Pair = tuple[str, str]
+Prompt = str | Sequence[int] | Ids | Pair
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingParams:
     """What a caller may ask of the pooler for one request; None keeps the model's choice.
 
-    use_activation: normalise the vectors. dimensions: keep so many leading
-    components (Matryoshka) before normalising.
+    use_activation: normalise vectors, make probabilities of logits. dimensions:
+    keep so many leading components (Matryoshka) before normalising.
+    step_tag_id: of a token task, keep the rows of this token alone.
+    returned_token_ids: keep these columns, in this order.
     """
 
     use_activation: bool | None = None
     dimensions: int | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingRequest:
     """What a caller asks for, before tokenising.
 
+    inputs: texts, lists of token ids, or pairs of a query and a document for a
+    model that reads them together. max_tokens_per_query and max_tokens_per_doc
+    cut each text of a pair, special tokens not counted; None: not at all.
     truncate_prompt_tokens: None refuses an over-long input, -1 cuts it to what
     the model takes, k > 0 to k tokens, special tokens counted. truncation_side
     None means the tokenizer's own.
@@ -40,12 +48,15 @@ class PoolingRequest:
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool = True
     prompt_name: str | None = None
+    max_tokens_per_query: int | None = None
+    max_tokens_per_doc: int | None = None
 
 
 class TokenizedInput(NamedTuple):
-    """One input as the model reads it: ids [tokens] int32."""
+    """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair."""
 
     ids: Ids
+    second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +64,32 @@ class PackedBatch:
     """Inputs of one request laid end to end, without padding.
 
     ids [tokens] int32, lengths [inputs] int32 in tokens, all positive.
+    second [inputs] int32, where inputs are pairs and the model is told so: the
+    token of each input at which its second text begins.
     """
 
     ids: Ids
     lengths: Ids
     task: str = "embed"
     params: PoolingParams = PoolingParams()
+    second: Ids | None = None
 
     @classmethod
     def pack(cls, inputs: Sequence[TokenizedInput], task: str, params: PoolingParams) -> "PackedBatch":
         lengths = np.fromiter((len(item.ids) for item in inputs), dtype=np.int32, count=len(inputs))
         ids = np.concatenate([item.ids for item in inputs]) if inputs else np.empty(0, np.int32)
-        return cls(ids.astype(np.int32, copy=False), lengths, task, params)
+        second = None
+        if any(item.second is not None for item in inputs):
+            second = np.array([len(i.ids) if i.second is None else i.second for i in inputs], np.int32)
+        return cls(ids.astype(np.int32, copy=False), lengths, task, params, second)
+
+    @classmethod
+    def join(cls, batches: Sequence["PackedBatch"]) -> "PackedBatch":
+        """The inputs of several batches as one; task and params are those of the first, which all share."""
+        if len(batches) == 1:
+            return batches[0]
+        ids, lengths = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "lengths"))
+        return replace(batches[0], ids=ids, lengths=lengths, second=join_second(batches))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -80,7 +105,24 @@ class PackedBatch:
     def slice(self, start: int, stop: int) -> "PackedBatch":
         """Inputs start..stop as a batch of their own."""
         bounds = self.offsets()
-        return replace(self, ids=self.ids[bounds[start] : bounds[stop]], lengths=self.lengths[start:stop])
+        second = None if self.second is None else self.second[start:stop]
+        ids = self.ids[bounds[start] : bounds[stop]]
+        return replace(self, ids=ids, lengths=self.lengths[start:stop], second=second)
+
+    def take(self, inputs: NDArray[np.int64], bounds: NDArray[np.int64]) -> "PackedBatch":
+        """The chosen inputs, in that order, as a batch of their own; bounds are offsets()."""
+        if len(inputs) == len(self) and (len(inputs) == 1 or np.array_equal(inputs, np.arange(len(inputs)))):
+            return self
+        ids = np.concatenate([self.ids[bounds[i] : bounds[i + 1]] for i in inputs])
+        second = None if self.second is None else self.second[inputs]
+        return replace(self, ids=ids, lengths=self.lengths[inputs], second=second)
+
+
+def join_second(batches: Sequence[PackedBatch]) -> Ids | None:
+    """`second` of several batches laid end to end; inputs of a batch without one have no second text."""
+    if all(batch.second is None for batch in batches):
+        return None
+    return np.concatenate([batch.lengths if batch.second is None else batch.second for batch in batches])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +137,9 @@ class Timing:
 class PooledOutput:
     """The answer to a PackedBatch, in input order.
 
-    data [inputs, dim] float32 for a sequence task; for a token task
-    [tokens, dim], and `lengths` [inputs] int32 says how many rows each input has.
+    data [inputs, width] float32 for a sequence task; for a token task
+    [rows, width], and `lengths` [inputs] int32 says how many rows each input has:
+    one for each token, or fewer where only some tokens are asked for.
     """
 
     data: Rows

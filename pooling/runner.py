@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pooling.config import ModelSpec
 from pooling.forward import Forward, StepInput, choose_forward
-from pooling.heads import cut, normalise
+from pooling.heads import activation_of, cut
+from pooling.heads.check import check_heads
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.describe import describe
 from pooling.loading.dtype import choose_device, choose_dtype
 from pooling.poolers import POOLERS
-from pooling.request import PackedBatch, PooledOutput, PoolingParams
+from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_second
 from pooling.tasks import TASKS
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
@@ -52,14 +53,19 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Parts of a step that want the same: which rows (of inputs or of tokens), and how they divide into parts."""
+    """Parts of a step that want the same: which rows, and how they divide into parts.
+
+    by_token: whether rows are of tokens, not of inputs that a pooler reduced.
+    counts: of a token task, how many rows each input of each part has.
+    """
 
     task: str
     params: PoolingParams
     parts: tuple[int, ...]
     rows: Tensor
+    by_token: bool
     sizes: tuple[int, ...]
-    lengths: tuple[NDArray[np.int32], ...]
+    counts: tuple[NDArray[np.int32], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,12 @@ class LocalRunner:
         self.dtype = choose_dtype(spec.dtype, self.device)
         default = _CUDA_STEP_TOKENS if self.device.type == "cuda" else _CPU_STEP_TOKENS
         self.max_batch_tokens = spec.max_batch_tokens or default
-        self._forward: Forward = choose_forward(description, self.dtype, self.device, self.max_batch_tokens)
+        self._forward: Forward
+        self._forward, self._heads = choose_forward(description, self.dtype, self.device, self.max_batch_tokens)
+        check_heads(self.card, self._heads, self._forward)
+        self._activations = {
+            pooler.activation: activation_of(pooler.activation) for pooler in self.card.poolers.values()
+        }
 
     def describe(self) -> dict[str, str]:
         """What was chosen at start-up, for the log."""
@@ -107,8 +118,9 @@ class LocalRunner:
         sorted_lengths = lengths[order]
         if np.any(order[1:] < order[:-1]):
             ids = ids[_tokens_of(order, lengths)]
-        step = self._forward.prepare(ids, sorted_lengths)
-        asks = tuple(self._asks(parts, place, sorted_lengths))
+        second = join_second(parts)
+        step = self._forward.prepare(ids, sorted_lengths, None if second is None else second[order])
+        asks = tuple(self._asks(parts, ids, place, sorted_lengths))
         return Prepared(step, asks, len(parts))
 
     def launch(self, prepared: Prepared) -> "LocalPending":
@@ -118,7 +130,9 @@ class LocalRunner:
             answers = [self._answer(hidden, prepared.step.lengths, ask) for ask in prepared.asks]
             return LocalPending(prepared, [_to_host(rows) for rows in answers], self.device)
 
-    def _asks(self, parts: Sequence[PackedBatch], place: NDArray[np.int64], lengths: NDArray[np.int32]) -> list[Ask]:
+    def _asks(
+        self, parts: Sequence[PackedBatch], ids: NDArray[np.int32], place: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> list[Ask]:
         """Groups the parts that want the same, and says which rows they get."""
         bounds = np.cumsum([0, *(len(part) for part in parts)])
         wants: dict[tuple[str, PoolingParams], list[int]] = {}
@@ -126,21 +140,49 @@ class LocalRunner:
             wants.setdefault((part.task, part.params), []).append(index)
         asks = []
         for (task, params), members in wants.items():
-            places = np.concatenate([place[bounds[index] : bounds[index + 1]] for index in members])
-            by_token = TASKS[task].rows == "token"
-            rows = _tokens_of(places, lengths) if by_token else places
-            sizes = tuple(parts[index].tokens if by_token else len(parts[index]) for index in members)
-            counts = tuple(parts[index].lengths for index in members) if by_token else ()
-            asks.append(Ask(task, params, tuple(members), self._forward.to_device(rows), sizes, counts))
+            rows = np.concatenate([place[bounds[index] : bounds[index + 1]] for index in members])
+            counts: tuple[NDArray[np.int32], ...] = ()
+            pooler, by_token = self.card.poolers[task], TASKS[task].rows == "token"
+            if pooler.skipped_id is not None:
+                rows, by_token = _last_kept(rows, ids, lengths, pooler.skipped_id), True
+            elif by_token:
+                rows, of_input = self._tokens(rows, ids, lengths, pooler, params)
+                ends = np.cumsum([len(parts[index]) for index in members])[:-1]
+                counts = tuple(np.split(of_input, ends))
+            sizes = tuple(int(one.sum()) for one in counts) or tuple(len(parts[index]) for index in members)
+            asks.append(Ask(task, params, tuple(members), self._forward.to_device(rows), by_token, sizes, counts))
         return asks
 
+    def _tokens(
+        self,
+        inputs: NDArray[np.int64],
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        pooler: ResolvedPooler,
+        params: PoolingParams,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The rows of a token task's inputs, and how many of them each input has."""
+        rows, counts = _tokens_of(inputs, lengths), lengths[inputs]
+        tag = pooler.step_tag_id if params.step_tag_id is None else params.step_tag_id
+        if tag is None:
+            return rows, counts
+        kept = ids[rows] == tag
+        of_input = np.repeat(np.arange(len(inputs)), counts)
+        return rows[kept], np.bincount(of_input[kept], minlength=len(inputs)).astype(np.int32)
+
     def _answer(self, hidden: Tensor, lengths: Tensor, ask: Ask) -> Tensor:
-        pooler: ResolvedPooler = self.card.pooler
-        reduce = POOLERS["ALL" if TASKS[ask.task].rows == "token" else pooler.pooling_type]
-        rows = reduce(hidden, lengths)[ask.rows]
+        pooler: ResolvedPooler = self.card.poolers[ask.task]
+        source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
+        rows = source[ask.rows].float()
+        if pooler.head is not None:
+            rows = self._heads[pooler.head](rows)
+        columns = pooler.returned_token_ids if ask.params.returned_token_ids is None else ask.params.returned_token_ids
+        if columns is not None:
+            rows = rows[:, list(columns)]
+        rows = _calibrated(rows, pooler)
         rows = cut(rows, ask.params.dimensions or pooler.dimensions)
-        activate = pooler.normalize if ask.params.use_activation is None else ask.params.use_activation
-        return normalise(rows) if activate else rows
+        activate = pooler.activate if ask.params.use_activation is None else ask.params.use_activation
+        return self._activations[pooler.activation](rows) if activate else rows
 
 
 class LocalPending:
@@ -162,7 +204,7 @@ class LocalPending:
         for ask, answer in zip(self._prepared.asks, self._answers, strict=True):
             pieces = np.split(answer.numpy(), np.cumsum(ask.sizes)[:-1])
             for index, (part, rows) in enumerate(zip(ask.parts, pieces, strict=True)):
-                outputs[part] = PooledOutput(rows, ask.lengths[index] if ask.lengths else None)
+                outputs[part] = PooledOutput(rows, ask.counts[index] if ask.counts else None)
         return [output for output in outputs if output is not None]
 
 
@@ -173,6 +215,22 @@ def _tokens_of(inputs: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray
     ends = np.cumsum(chosen)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts[inputs] - (ends - chosen), chosen) + np.arange(total)
+
+
+def _last_kept(
+    inputs: NDArray[np.int64], ids: NDArray[np.int32], lengths: NDArray[np.int32], skipped: int
+) -> NDArray[np.int64]:
+    """Where the last token of each named input lies that is not `skipped`; its first where all are."""
+    starts = (np.cumsum(lengths, dtype=np.int64) - lengths)[inputs]
+    place = np.arange(len(ids))
+    last = np.maximum.accumulate(np.where(ids != skipped, place, -1))[starts + lengths[inputs] - 1]
+    return np.maximum(last, starts)
+
+
+def _calibrated(rows: Tensor, pooler: ResolvedPooler) -> Tensor:
+    if pooler.logit_mean is not None:
+        rows = rows - pooler.logit_mean
+    return rows / pooler.logit_sigma if pooler.logit_sigma is not None else rows
 
 
 def _to_host(rows: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def _tokenizer_is_not_json(directory: Path) -> None:
 
 
 def _unknown_pooling(directory: Path) -> None:
-    _write(directory / "1_Pooling" / "config.json", json.dumps({"pooling_mode_weightedmean_tokens": True}))
+    _write(directory / "1_Pooling" / "config.json", json.dumps({"pooling_mode_first_last_avg_tokens": True}))
 
 
 def _unknown_module(directory: Path) -> None:

@@ -1,32 +1,63 @@
 """ModelCard: what a model is and can do, known from its small files before any weight is read."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pooling.config import PoolingType
+
+# cross_encoder: the model reads a pair and answers one number. The others compare vectors of the two texts apart.
+Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim"]
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPooler:
-    """The pooling in force, and where each part of it was decided.
+    """How one task is answered, and where each part of that was decided.
 
-    sources maps `pooling_type`, `normalize` and `dimensions` to one of
+    head names the part of the model that reads the pooled rows; None leaves the
+    vectors as they are. activation is `normalize`, `softmax`, `sigmoid`,
+    `identity` or a class of torch.nn.modules by its dotted name; activate says
+    whether it is applied where a request does not. width: numbers of a row
+    before it is cut to `dimensions`. step_tag_id: of STEP, the token whose rows
+    are kept. returned_token_ids: the columns that are kept, in this order.
+    logit_mean and logit_sigma calibrate before the activation. skipped_id: the
+    token that LAST passes over at the end of an input.
+    sources maps `pooling_type`, `activation` and `dimensions` to one of
     `override_pooler_config`, `sentence_transformers`, `model` or `default`.
     """
 
     pooling_type: PoolingType
-    normalize: bool
+    width: int
+    activation: str = "normalize"
+    activate: bool = True
+    head: str | None = None
     dimensions: int | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] | None = None
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
+    skipped_id: int | None = None
     sources: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """In words for whoever reads a log: `MEAN (sentence_transformers), normalize (default)`."""
+        parts = [f"{self.pooling_type} ({self.sources.get('pooling_type', 'default')})"]
+        parts.append(f"{'' if self.activate else 'no '}{self.activation} ({self.sources.get('activation', 'default')})")
+        if self.dimensions is not None:
+            parts.append(f"cut to {self.dimensions} ({self.sources.get('dimensions', 'default')})")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a model is and can do.
 
+    poolers: how each task is answered that a forward pass can answer, the
+    default first. scoring: how two texts are compared, None if they cannot be.
     dim: components of a vector. max_model_len: tokens an input may have.
-    tasks: what it does, the default first. matryoshka: the sizes it was trained
-    to be cut to, () for none, None for any size up to dim.
-    prompts: Sentence Transformers' prompts by name.
+    labels: what the columns of a classifier mean. token_types: whether the
+    second text of a pair is marked for the model.
+    matryoshka: the sizes it was trained to be cut to, () for none, None for any
+    size up to dim. prompts: Sentence Transformers' prompts by name.
     """
 
     name: str
@@ -36,9 +67,22 @@ class ModelCard:
     dim: int
     max_model_len: int
     vocab_size: int
-    tasks: tuple[str, ...]
-    pooler: ResolvedPooler
+    poolers: dict[str, ResolvedPooler]
+    scoring: Scoring | None = None
+    labels: tuple[str, ...] = ()
+    token_types: bool = False
     matryoshka: tuple[int, ...] | None = ()
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     lower_case: bool = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model does, the default first; `score` too where it is made of vectors."""
+        scores = ("score",) if self.scoring is not None and "score" not in self.poolers else ()
+        return (*self.poolers, *scores)
+
+    @property
+    def pooler(self) -> ResolvedPooler:
+        """That of the default task."""
+        return next(iter(self.poolers.values()))

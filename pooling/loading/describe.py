@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from pooling.config import ModelSpec, PoolingType
+from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.loading.card import ModelCard, ResolvedPooler
+from pooling.loading.anatomy import Anatomy, anatomy_of
+from pooling.loading.card import ModelCard
 from pooling.loading.families import Family, family_of
+from pooling.loading.resolve import Facts, resolve
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
 
-_EMBEDDERS = ("Model", "ForMaskedLM", "ForCausalLM", "ForPreTraining", "LMHeadModel", "ForTextEncoding")
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
 
@@ -24,6 +24,7 @@ class Description:
 
     card: ModelCard
     config: PreTrainedConfig
+    anatomy: Anatomy
     family: Family
     backbone: Path
 
@@ -37,24 +38,27 @@ def describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
     config = _read_config(files.backbone)
     family = family_of(config.model_type)
+    anatomy = anatomy_of(config)
     dim = int(config.hidden_size)
-    pooler = _resolve_pooler(spec, family, files, dim)
+    poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
-        architecture=_architecture(config),
+        architecture=anatomy.architecture,
         model_type=config.model_type,
         dim=dim,
         max_model_len=_max_model_len(spec, config, family, files),
         vocab_size=int(config.vocab_size),
-        tasks=_tasks(spec, pooler),
-        pooler=pooler,
+        poolers=poolers,
+        scoring=scoring,
+        labels=anatomy.labels,
+        token_types=getattr(config, "type_vocab_size", 0) > 1,
         matryoshka=_matryoshka(config),
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,
         lower_case=files.lower_case,
     )
-    return Description(card, config, family, files.backbone)
+    return Description(card, config, anatomy, family, files.backbone)
 
 
 def _read_config(backbone: Path) -> PreTrainedConfig:
@@ -70,25 +74,6 @@ def _read_config(backbone: Path) -> PreTrainedConfig:
     if not all(hasattr(config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
         raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
     return config
-
-
-def _architecture(config: PreTrainedConfig) -> str:
-    names = config.architectures or ["(none named)"]
-    embeds = names[0].endswith(_EMBEDDERS) and not names[0].endswith("RewardModel")
-    if config.architectures and not embeds:
-        raise CheckpointError(
-            f"architecture {names[0]} has a task head that this release does not serve; "
-            f"supported are embedding models, whose architecture ends in {', '.join(_EMBEDDERS)}"
-        )
-    return str(names[0])
-
-
-def _tasks(spec: ModelSpec, pooler: ResolvedPooler) -> tuple[str, ...]:
-    if pooler.pooling_type == "ALL":
-        if spec.task == "embed":
-            raise ConfigError(f"{spec.served_name}: pooling_type ALL keeps every token, so task embed is impossible")
-        return ("token_embed",)
-    return ("token_embed", "embed") if spec.task == "token_embed" else ("embed", "token_embed")
 
 
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:
@@ -127,33 +112,3 @@ def _matryoshka(config: PreTrainedConfig) -> tuple[int, ...] | None:
     if sizes:
         return tuple(sorted(int(size) for size in sizes))
     return None if getattr(config, "is_matryoshka", False) else ()
-
-
-def _resolve_pooler(spec: ModelSpec, family: Family, files: SentenceTransformersFiles, dim: int) -> ResolvedPooler:
-    """override_pooler_config beats Sentence Transformers' files, they beat the model, it beats the task's default."""
-    override = spec.override_pooler_config
-    sources: dict[str, str] = {}
-
-    def settle(part: str, *candidates: tuple[str, Any]) -> Any:
-        for source, value in candidates:
-            if value is not None:
-                sources[part] = source
-                return value
-        return None
-
-    pooling_type: PoolingType = settle(
-        "pooling_type",
-        ("override_pooler_config", override and override.pooling_type),
-        ("sentence_transformers", files.pooling_type),
-        ("model" if family.pooling_type != "LAST" else "default", family.pooling_type),
-    )
-    normalize = settle(
-        "normalize",
-        ("override_pooler_config", override and override.activation),
-        ("sentence_transformers", files.normalize),
-        ("default", True),
-    )
-    dimensions = settle("dimensions", ("override_pooler_config", override and override.dimensions))
-    if dimensions is not None and dimensions > dim:
-        raise ConfigError(f"{spec.served_name}: dimensions is {dimensions}, but the model's vectors have {dim}")
-    return ResolvedPooler(pooling_type, bool(normalize), dimensions, sources)

@@ -3,7 +3,8 @@
 import inspect
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,30 +12,111 @@ import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from pooling.errors import CheckpointError
+from pooling.heads import Head
+from pooling.heads.transformers_head import TransformersHead
+from pooling.loading.anatomy import Kind
 from pooling.loading.checkpoint import Checkpoint
+from pooling.loading.describe import Description
 
 # Buffers that older releases of transformers saved and newer ones rebuild.
 _REBUILT = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 _HEADED = ("AutoModelForPreTraining", "AutoModelForMaskedLM", "AutoModelForCausalLM")
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """backbone: the stack of layers, in the model's dtype. heads: by name, what reads pooled rows, in float32."""
+
+    backbone: PreTrainedModel
+    heads: dict[str, Head]
+
+
 def load_model(
-    checkpoint: Checkpoint, config: PreTrainedConfig, attention: str, dtype: torch.dtype, device: torch.device
-) -> PreTrainedModel:
-    """The model without any head, in evaluation mode, its weights in `dtype` on `device`.
+    checkpoint: Checkpoint, description: Description, attention: str, dtype: torch.dtype, device: torch.device
+) -> LoadedModel:
+    """The model in evaluation mode on `device`.
 
     `attention` names a function registered with transformers. Raises
     CheckpointError that names each tensor which is missing, misshapen or
     unknown to the model's architecture.
     """
-    model = _skeleton(config, attention)
-    source_of = _match(model, checkpoint, config)
-    state = {name: checkpoint.read(source, dtype, device) for name, source in source_of.items()}
-    model.load_state_dict(state, strict=False, assign=True)
-    module: nn.Module = model
-    return cast(PreTrainedModel, module.to(device).eval().requires_grad_(False))
+    config = description.config
+    config._attn_implementation = attention
+    whole = _SKELETONS[description.anatomy.kind](description)
+    source_of = _match(whole, checkpoint, config)
+    state = {
+        name: checkpoint.read(source, dtype if _in_backbone(whole, name) else torch.float32, device)
+        for name, source in source_of.items()
+    }
+    whole.load_state_dict(state, strict=False, assign=True)
+    whole.to(device).eval().requires_grad_(False)
+    if description.anatomy.kind == "embedder":
+        return LoadedModel(whole, {})
+    if isinstance(whole, RewardModel):
+        return LoadedModel(whole.model, {"reward": whole.score})
+    head = TransformersHead(whole)
+    return LoadedModel(head.backbone, {"classifier": head})
+
+
+def _backbone(description: Description) -> PreTrainedModel:
+    kinds: Any = AutoModel._model_mapping[type(description.config)]
+    kind: Any = kinds[0] if isinstance(kinds, (list, tuple)) else kinds
+    # A BERT's own tanh pooler is no part of any pooling we do.
+    extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    return _without_memory(kind, description.config, **extra)
+
+
+def _with_head(description: Description) -> PreTrainedModel:
+    name = description.anatomy.architecture
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise CheckpointError(f"architecture {name} is not one that transformers {transformers.__version__} has")
+    return _without_memory(kind, description.config)
+
+
+def _with_reward(description: Description) -> "RewardModel":
+    model: Any = _without_memory(RewardModel, _backbone(description), len(description.anatomy.labels))
+    return cast(RewardModel, model)
+
+
+_SKELETONS: dict[Kind, Callable[[Description], Any]] = {
+    "embedder": _backbone,
+    "classifier": _with_head,
+    "token_classifier": _with_head,
+    "reward": _with_reward,
+}
+
+
+class RewardModel(nn.Module):
+    """A causal backbone with two linear layers over every token, as Qwen2ForRewardModel is saved."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, backbone: PreTrainedModel, labels: int) -> None:
+        super().__init__()
+        self.model = backbone
+        dim = int(backbone.config.hidden_size)
+        self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, labels))
+
+
+def _in_backbone(whole: Any, name: str) -> bool:
+    """Whether a tensor is part of the stack of layers; a pooler that it carries belongs to the head."""
+    if not _is_headed(whole):
+        return True
+    inside = name.removeprefix(f"{whole.base_model_prefix}.")
+    return inside != name and not inside.startswith("pooler.")
+
+
+def _is_headed(whole: Any) -> bool:
+    return hasattr(whole, whole.base_model_prefix)
+
+
+def _without_memory(kind: Any, *args: Any, **keywords: Any) -> PreTrainedModel:
+    with _WeightsWithoutMemory(), no_init_weights():
+        return cast(PreTrainedModel, kind(*args, **keywords))
 
 
 class _WeightsWithoutMemory(TorchFunctionMode):
@@ -47,17 +129,7 @@ class _WeightsWithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _skeleton(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
-    config._attn_implementation = attention
-    kinds: Any = AutoModel._model_mapping[type(config)]
-    kind: Any = kinds[0] if isinstance(kinds, (list, tuple)) else kinds
-    # A BERT's own tanh pooler is no part of any pooling we do.
-    extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
-    with _WeightsWithoutMemory(), transformers.initialization.no_init_weights():
-        return cast(PreTrainedModel, kind(config, **extra))
-
-
-def _match(model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedConfig) -> dict[str, str]:
+def _match(model: Any, checkpoint: Checkpoint, config: PreTrainedConfig) -> dict[str, str]:
     """Which checkpoint tensor fills which tensor of the model; raises unless all of both are accounted for."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     source_of: dict[str, str] = {}
@@ -82,15 +154,15 @@ def _match(model: PreTrainedModel, checkpoint: Checkpoint, config: PreTrainedCon
 
 
 def _aliases(name: str, prefix: str) -> Iterable[str]:
-    """The names a checkpoint's tensor may have in the model without heads."""
+    """The names a checkpoint's tensor may have in the model: with the backbone's prefix or without."""
     bare = name.removeprefix(f"{prefix}.")
-    for candidate in (name, bare):
+    for candidate in (name, bare, f"{prefix}.{bare}"):
         yield candidate
         # TensorFlow's names, kept by checkpoints of 2018 to 2020.
         yield re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", candidate))
 
 
-def _unknown(unused: list[str], model: PreTrainedModel, config: PreTrainedConfig) -> list[str]:
+def _unknown(unused: list[str], model: Any, config: PreTrainedConfig) -> list[str]:
     """Of the tensors the model without heads does not take, those that no head of its family takes either."""
     prefix = model.base_model_prefix
     unknown = [name for name in unused if not _REBUILT.search(name)]
@@ -98,11 +170,7 @@ def _unknown(unused: list[str], model: PreTrainedModel, config: PreTrainedConfig
         if not unknown:
             break
         taken = _state_names(kind, config)
-        unknown = [
-            name
-            for name in unknown
-            if not any(alias in taken or f"{prefix}.{alias}" in taken for alias in _aliases(name, prefix))
-        ]
+        unknown = [name for name in unknown if not any(alias in taken for alias in _aliases(name, prefix))]
     return unknown
 
 
@@ -122,7 +190,7 @@ def _state_names(kind: Any, config: PreTrainedConfig) -> set[str]:
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:
-        with torch.device("meta"), transformers.initialization.no_init_weights():
+        with torch.device("meta"), no_init_weights():
             module: nn.Module = kind(config)
     finally:
         transformers.logging.set_verbosity(before)

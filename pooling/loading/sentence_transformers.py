@@ -3,13 +3,13 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
-from pooling.config import PoolingType
+from pooling.config import SequencePooling
 from pooling.errors import CheckpointError
 
 # The name of the flag in older Pooling configs, and of the mode in newer ones, without the prefix.
-_MODES: dict[str, PoolingType] = {
+_MODES: dict[str, SequencePooling] = {
     "cls_token": "CLS",
     "cls": "CLS",
     "mean_tokens": "MEAN",
@@ -17,7 +17,11 @@ _MODES: dict[str, PoolingType] = {
     "max_tokens": "MAX",
     "max": "MAX",
     "lasttoken": "LAST",
+    "weightedmean_tokens": "WEIGHTEDMEAN",
+    "weightedmean": "WEIGHTEDMEAN",
+    "mean_sqrt_len_tokens": "MEAN_SQRT_LEN",
 }
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 # sentence_bert_config.json was named after the model in early releases.
 _SETTINGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
@@ -29,12 +33,13 @@ class SentenceTransformersFiles:
     """pooling_type and normalize are None where the files are silent (no modules.json)."""
 
     backbone: Path
-    pooling_type: PoolingType | None = None
+    pooling_type: SequencePooling | None = None
     normalize: bool | None = None
     max_seq_length: int | None = None
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    similarity: Similarity | None = None
 
 
 def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
@@ -43,11 +48,13 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
     Raises CheckpointError for a module or mode that would change the answer
     and that we do not apply: a wrong vector is worse than none.
     """
-    prompts, default_prompt_name = _prompts(directory)
+    prompts, default_prompt_name, similarity = _config(directory)
     modules_file = directory / "modules.json"
     if not modules_file.exists():
         length, lower_case = _settings(directory)
-        return SentenceTransformersFiles(directory, None, None, length, lower_case, prompts, default_prompt_name)
+        return SentenceTransformersFiles(
+            directory, None, None, length, lower_case, prompts, default_prompt_name, similarity
+        )
     backbone, pooling_type, normalize = directory, None, False
     for module in read_json(modules_file):
         kind, place = str(module["type"]).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
@@ -64,7 +71,7 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
             )
     length, lower_case = _settings(backbone)
     return SentenceTransformersFiles(
-        backbone, pooling_type, normalize, length, lower_case, prompts, default_prompt_name
+        backbone, pooling_type, normalize, length, lower_case, prompts, default_prompt_name, similarity
     )
 
 
@@ -78,7 +85,7 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file.name} cannot be read as JSON: {error}") from None
 
 
-def _pooling(file: Path, has_prompts: bool) -> PoolingType:
+def _pooling(file: Path, has_prompts: bool) -> SequencePooling:
     config = read_json(file)
     modes = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True and "mode" in key]
     named = config.get("pooling_mode")
@@ -100,7 +107,8 @@ def _settings(backbone: Path) -> tuple[int | None, bool]:
     return None, False
 
 
-def _prompts(directory: Path) -> tuple[dict[str, str], str | None]:
+def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | None]:
+    """Prompts by name, the default one's name, and how two vectors are compared."""
     file = directory / "config_sentence_transformers.json"
     config = read_json(file) if file.exists() else {}
     prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
@@ -108,4 +116,7 @@ def _prompts(directory: Path) -> tuple[dict[str, str], str | None]:
     if default is not None and default not in prompts:
         known = ", ".join(sorted(prompts)) or "none"
         raise CheckpointError(f"default_prompt_name is {default!r}, but the model's prompts are: {known}")
-    return prompts, default
+    similarity = config.get("similarity_fn_name")
+    if similarity is not None and similarity not in get_args(Similarity):
+        raise CheckpointError(f"similarity_fn_name is {similarity!r}; supported are {', '.join(get_args(Similarity))}")
+    return prompts, default, cast(Similarity | None, similarity)

@@ -8,7 +8,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
 from pooling.errors import CheckpointError
-from pooling.request import Ids
+from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
 # Words left to the tokenizer's cut: characters of a word that the cut text may have split.
@@ -62,6 +62,43 @@ class TextTokenizer:
             for text, ids in zip(shortened, encoded, strict=True)
         ]
 
+    def encode_pairs(
+        self, pairs: list[Pair], special: bool, limit: int | None, most: tuple[int | None, int | None]
+    ) -> list[tuple[Ids, int]]:
+        """Each pair as one input, and the token at which the model is told that the second text begins.
+
+        limit: tokens of the whole, of which the longer text loses first; None:
+        all are kept. most: tokens of the first and of the second text.
+        """
+        if most == (None, None):
+            encoded = self._backend.encode_batch_fast(self._short_pairs(pairs, limit), add_special_tokens=special)
+            answers = [_pair(encoding) for encoding in encoded]
+        else:
+            answers = [self._cut_pair(pair, special, limit, most) for pair in pairs]
+        return [
+            answer if limit is None or len(answer[0]) <= limit else self._cut_pair(pair, special, limit, most)
+            for pair, answer in zip(pairs, answers, strict=True)
+        ]
+
+    def _short_pairs(self, pairs: list[Pair], limit: int | None) -> list[Pair]:
+        if limit is None:
+            return pairs
+        return [(self._shorten(a, limit, "right"), self._shorten(b, limit, "right")) for a, b in pairs]
+
+    def _cut_pair(
+        self, pair: Pair, special: bool, limit: int | None, most: tuple[int | None, int | None]
+    ) -> tuple[Ids, int]:
+        (short,) = self._short_pairs([pair], limit)
+        first, second = (self._backend.encode(text, add_special_tokens=False) for text in short)
+        for encoding, tokens in zip((first, second), most, strict=True):
+            if tokens is not None:
+                encoding.truncate(tokens)
+        if limit is not None:
+            room = limit - (self._backend.num_special_tokens_to_add(True) if special else 0)
+            for encoding, tokens in zip((first, second), longest_first(len(first), len(second), room), strict=True):
+                encoding.truncate(tokens)
+        return _pair(self._backend.post_process(first, second, special))
+
     def _cut(self, text: str, ids: Ids, special: bool, limit: int, side: Side | None) -> Ids:
         if side is not None or not special:
             return ids[-limit:] if (side or self.truncation_side) == "left" else ids[:limit]
@@ -82,6 +119,26 @@ class TextTokenizer:
                 return part
             size *= 2
         return text
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens each of two texts keeps where the longer one loses first; the second loses the odd one.
+
+    Source: the tokenizers library, TruncationStrategy::LongestFirst.
+    """
+    room = max(room, 0)
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second)
+    if 2 * shorter <= room:  # the shorter one is kept whole
+        return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+    half, rest = divmod(room, 2)
+    return (half, half + rest) if first <= second else (half + rest, half)
+
+
+def _pair(encoding: Encoding) -> tuple[Ids, int]:
+    types = np.array(encoding.type_ids, dtype=np.int32)
+    return _ids(encoding), int(types.argmax()) if types.any() else len(types)
 
 
 def _ids(encoding: Encoding) -> Ids:

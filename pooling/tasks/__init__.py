@@ -6,17 +6,29 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """rows: one vector for an input, or one for each of its tokens. params: what a request may set."""
+    """rows: one for an input, or one for each of its tokens. params: what a request may set.
+
+    kind: `vector` answers are normalised and may be cut, `label` answers have
+    one column for each label.
+    """
 
     name: str
     rows: Literal["input", "token"]
+    kind: Literal["vector", "label"]
     params: tuple[str, ...]
 
+
+_VECTOR, _LABEL = ("dimensions", "use_activation"), ("use_activation",)
+_STEP = (*_LABEL, "step_tag_id", "returned_token_ids")
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("embed", "input", ("dimensions", "use_activation")),
-        Task("token_embed", "token", ("dimensions", "use_activation")),
+        Task("embed", "input", "vector", _VECTOR),
+        Task("token_embed", "token", "vector", _VECTOR),
+        Task("classify", "input", "label", _LABEL),
+        Task("score", "input", "label", _LABEL),
+        Task("token_classify", "token", "label", _STEP),
+        Task("reward", "token", "label", _STEP),
     )
 }

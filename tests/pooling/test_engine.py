@@ -17,7 +17,8 @@ from pooling.errors import EngineDead, InputTooLong, InvalidRequest, NonFiniteRe
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.request import PackedBatch, PooledOutput, PoolingParams
 
-CARD = ModelCard("echo", "echo", "Echo", "echo", 1, 512, 1_000, ("embed", "token_embed"), ResolvedPooler("MEAN", False))
+POOLERS = {"embed": ResolvedPooler("MEAN", 1), "token_embed": ResolvedPooler("ALL", 1)}
+CARD = ModelCard("echo", "echo", "Echo", "echo", 1, 512, 1_000, POOLERS)
 POISON = 666
 
 

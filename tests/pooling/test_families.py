@@ -40,8 +40,8 @@ def test_the_files_are_read_as_they_mean(subject: Subject) -> None:
     card, family = subject.llm.card, subject.family
     assert card.max_model_len == family.max_model_len
     assert card.pooler.pooling_type == family.expected_pooling
-    assert card.pooler.normalize == family.normalize
-    assert card.tasks == ("embed", "token_embed")
+    assert card.pooler.activate == family.normalize
+    assert card.tasks == ("embed", "token_embed", "score")
 
 
 def test_a_family_that_packs_is_run_packed(subject: Subject) -> None:

@@ -17,6 +17,11 @@ LENGTHS = [3, 1, 7, 2]
         ("LAST", lambda rows: rows[-1]),
         ("MEAN", lambda rows: rows.double().mean(0)),
         ("MAX", lambda rows: rows.max(0).values),
+        (
+            "WEIGHTEDMEAN",
+            lambda rows: sum(n * row.double() for n, row in enumerate(rows, 1)) / sum(range(len(rows) + 1)),
+        ),
+        ("MEAN_SQRT_LEN", lambda rows: rows.double().sum(0) / len(rows) ** 0.5),
     ],
 )
 def test_a_pooler_reduces_each_input_by_its_definition(pooling_type, definition) -> None:  # type: ignore[no-untyped-def]
@@ -26,17 +31,12 @@ def test_a_pooler_reduces_each_input_by_its_definition(pooling_type, definition)
     torch.testing.assert_close(rows, expected, atol=1e-6, rtol=0)
 
 
-def test_all_keeps_every_token_in_float32() -> None:
-    hidden = torch.randn(4, 3, dtype=torch.bfloat16)
-    assert torch.equal(POOLERS["ALL"](hidden, torch.tensor([4])), hidden.float())
-
-
 def test_mean_keeps_what_bfloat16_would_round_away() -> None:
     hidden = torch.tensor([[1.0], [1.0078125]], dtype=torch.bfloat16)  # neighbours in bfloat16
     assert MeanPooler()(hidden, torch.tensor([2])).item() == 1.00390625
 
 
-@pytest.mark.parametrize("pooling_type", ["MEAN", "MAX"])
+@pytest.mark.parametrize("pooling_type", ["MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN"])
 def test_lengths_that_do_not_fill_the_batch_are_an_error(pooling_type) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(RuntimeError):
         POOLERS[pooling_type](torch.zeros(4, 2), torch.tensor([1, 2]))

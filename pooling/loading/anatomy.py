@@ -1,0 +1,60 @@
+"""Anatomy: what a checkpoint's architecture is made of, beside the stack of layers that every model has."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+from pooling.errors import CheckpointError
+
+# embedder: layers alone. classifier and token_classifier: a head of transformers' own class. reward: two linear
+# layers over every token, of which transformers has no class.
+Kind = Literal["embedder", "classifier", "token_classifier", "reward"]
+
+_ENDINGS: tuple[tuple[str, Kind], ...] = (
+    ("ForSequenceClassification", "classifier"),
+    ("ForTokenClassification", "token_classifier"),
+    ("ForRewardModel", "reward"),
+    ("ForProcessRewardModel", "reward"),
+    ("Model", "embedder"),
+    ("ForMaskedLM", "embedder"),
+    ("ForCausalLM", "embedder"),
+    ("ForPreTraining", "embedder"),
+    ("LMHeadModel", "embedder"),
+    ("ForTextEncoding", "embedder"),
+)
+# The token behind each step of a solution, of which Qwen2.5-Math-PRM was trained to judge the step; its `<extra_0>`.
+_QWEN_STEP_TAG = 151_651
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """architecture: the first name in config.json. labels: what a head's columns mean, () without one.
+
+    step_tag_id: of a process reward model, the token whose rows are the answer.
+    """
+
+    architecture: str
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    step_tag_id: int | None = None
+
+
+def anatomy_of(config: PreTrainedConfig) -> Anatomy:
+    """Raises CheckpointError for a head that is not served: naming what was found and what is."""
+    name = (config.architectures or ["(none named)"])[0]
+    if not config.architectures:
+        return Anatomy(name, "embedder")
+    kind = next((kind for ending, kind in _ENDINGS if name.endswith(ending)), None)
+    if kind is None or (kind == "embedder" and name.endswith("RewardModel")):
+        allowed = ", ".join(ending for ending, _ in _ENDINGS)
+        raise CheckpointError(
+            f"architecture {name} has a head that is not served; supported are those that end in {allowed}"
+        )
+    if kind == "embedder":
+        return Anatomy(name, kind)
+    labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
+    if len(labels) != config.num_labels:
+        raise CheckpointError(f"config.json has {config.num_labels} labels, but names {len(labels)} in id2label")
+    process = name.endswith("ForProcessRewardModel")
+    return Anatomy(name, kind, labels, _QWEN_STEP_TAG if process else None)

@@ -1,0 +1,210 @@
+"""resolve(): how a model answers each task; override_pooler_config beats Sentence Transformers' files, they beat the
+model, it beats the task's default."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from pooling.config import ModelSpec, PoolerConfig, PoolingType
+from pooling.errors import CheckpointError, ConfigError
+from pooling.loading.anatomy import Anatomy
+from pooling.loading.card import ResolvedPooler, Scoring
+from pooling.loading.families import Family
+from pooling.loading.sentence_transformers import SentenceTransformersFiles
+from pooling.tasks import TASKS
+
+_NO_OVERRIDE = PoolerConfig()
+_TRUSTED = "torch.nn.modules."
+# Which settings of PoolerConfig mean something to which kind of answer.
+_VECTOR_ONLY = ("normalize", "dimensions")
+_LABEL_ONLY = ("softmax", "step_tag_id", "returned_token_ids", "logit_mean", "logit_sigma")
+# Fields of config.json in which classifiers say how they pool, and their words for it.
+_CLASSIFIER_POOLING: dict[str, PoolingType] = {"cls": "CLS", "bos": "CLS", "mean": "MEAN"}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the small files say, as far as it decides how tasks are answered."""
+
+    spec: ModelSpec
+    config: PreTrainedConfig
+    anatomy: Anatomy
+    family: Family
+    files: SentenceTransformersFiles
+    dim: int
+
+    @property
+    def override(self) -> PoolerConfig:
+        return self.spec.override_pooler_config or _NO_OVERRIDE
+
+
+def resolve(facts: Facts) -> tuple[dict[str, ResolvedPooler], Scoring | None]:
+    """How each task is answered, the default first, and how two texts are compared.
+
+    Raises ConfigError for a task that the model cannot do, or a setting that
+    means nothing to it; CheckpointError for a model that asks for what we lack.
+    """
+    poolers = _labels(facts) if facts.anatomy.labels else _vectors(facts)
+    override = facts.override
+    if override.token_type is not None and override.seq_pooling_type is None:
+        poolers = {task: pooler for task, pooler in poolers.items() if TASKS[task].rows == "token"}
+    scoring = _scoring(facts, poolers)
+    _refuse_idle_settings(facts, poolers)
+    task = facts.spec.task
+    if task in poolers:
+        poolers = {task: poolers[task], **poolers}
+    elif task != "auto" and not (task == "score" and scoring is not None):
+        able = ", ".join([*poolers, *(["score"] if scoring and "score" not in poolers else [])])
+        reason = f" while pooling_type is {override.token_type}" if override.token_type is not None else ""
+        raise ConfigError(
+            f"{facts.spec.served_name}: task {task} is impossible for {facts.anatomy.architecture}{reason}; "
+            f"it does {able}"
+        )
+    return poolers, scoring
+
+
+def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
+    """An embedding model's tasks."""
+    override, files = facts.override, facts.files
+    activate, by = _first(
+        ("override_pooler_config", override.activation), ("sentence_transformers", files.normalize), ("default", True)
+    )
+    sources = {"activation": by}
+    if override.dimensions is not None:
+        if override.dimensions > facts.dim:
+            raise ConfigError(
+                f"{facts.spec.served_name}: dimensions is {override.dimensions}, but the model's vectors have "
+                f"{facts.dim}"
+            )
+        sources["dimensions"] = "override_pooler_config"
+    plain = ResolvedPooler("ALL", facts.dim, activate=activate, dimensions=override.dimensions, sources=sources)
+    return {"embed": _pooled(facts, plain), "token_embed": _by_token(facts, plain)}
+
+
+def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
+    """The tasks of a model with a head of one column for each label."""
+    anatomy, override = facts.anatomy, facts.override
+    activation, by = _label_activation(facts.config, len(anatomy.labels))
+    rewards = anatomy.kind == "reward"
+    # A reward is a number without bounds; the probabilities of a process reward model are its answer.
+    own = False if rewards and anatomy.step_tag_id is None else None
+    activate, decided = _first(("override_pooler_config", override.activation), ("model", own), ("default", True))
+    columns = override.returned_token_ids
+    if columns is not None and not all(0 <= column < len(anatomy.labels) for column in columns):
+        raise ConfigError(
+            f"{facts.spec.served_name}: returned_token_ids is {list(columns)}, but the model's head has the columns "
+            f"0 to {len(anatomy.labels) - 1}"
+        )
+    plain = ResolvedPooler(
+        "ALL",
+        len(anatomy.labels) if columns is None else len(columns),
+        activation=activation,
+        activate=activate,
+        head="reward" if rewards else "classifier",
+        returned_token_ids=columns,
+        logit_mean=override.logit_mean,
+        logit_sigma=override.logit_sigma,
+        sources={"activation": decided if decided != "default" else by},
+    )
+    by_token = _by_token(facts, plain)
+    if rewards:
+        return {"reward": by_token, "token_classify": by_token}
+    if anatomy.kind == "token_classifier":
+        return {"token_classify": by_token}
+    pooled = _pooled(facts, plain)
+    if len(anatomy.labels) > 1:
+        return {"classify": pooled, "token_classify": by_token}
+    # One label: a relevance score for a pair, or a reward for every token.
+    reward = by_token if override.activation is not None else _as_reward(by_token)
+    return {"classify": pooled, "score": pooled, "token_classify": by_token, "reward": reward}
+
+
+def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
+    own = _CLASSIFIER_POOLING.get(str(getattr(facts.config, "classifier_pooling", None))) if plain.head else None
+    family = facts.family.pooling_type
+    kind, by = _first(
+        ("override_pooler_config", facts.override.sequence_type),
+        ("sentence_transformers", facts.files.pooling_type),
+        ("model", own),
+        ("model" if family != "LAST" else "default", family),
+    )
+    # transformers' classes read the last token that is no padding, and take any last token with that id for padding.
+    skipped = facts.config.pad_token_id if plain.head and kind == "LAST" and by != "override_pooler_config" else None
+    return replace(plain, pooling_type=kind, skipped_id=skipped, sources={"pooling_type": by, **plain.sources})
+
+
+def _by_token(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
+    override, tag = facts.override, facts.anatomy.step_tag_id
+    kind, by = _first(
+        ("override_pooler_config", override.token_type),
+        ("model", "STEP" if tag is not None else None),
+        ("default", "ALL"),
+    )
+    tag = override.step_tag_id if override.step_tag_id is not None else tag
+    if kind == "STEP" and tag is None:
+        raise ConfigError(f"{facts.spec.served_name}: pooling_type STEP needs step_tag_id, the token it looks for")
+    if kind == "STEP" and tag is not None and tag >= facts.config.vocab_size:
+        raise ConfigError(
+            f"{facts.spec.served_name}: step_tag_id is {tag}, but the model's vocabulary has {facts.config.vocab_size} "
+            "tokens; set it in override_pooler_config"
+        )
+    sources = {"pooling_type": by, **plain.sources}
+    return replace(plain, pooling_type=kind, step_tag_id=tag if kind == "STEP" else None, sources=sources)
+
+
+def _as_reward(pooler: ResolvedPooler) -> ResolvedPooler:
+    return replace(pooler, activate=False, sources={**pooler.sources, "activation": "default"})
+
+
+def _label_activation(config: PreTrainedConfig, labels: int) -> tuple[str, str]:
+    """What makes probabilities of logits, and who says so. Source: vLLM's rules, which follow both libraries'."""
+    automatic = "sigmoid" if labels < 2 else "softmax"
+    by_problem = {
+        "regression": "identity",
+        "single_label_classification": automatic,
+        "multi_label_classification": "sigmoid",
+    }
+    problem = getattr(config, "problem_type", None)
+    if problem is not None:
+        if problem not in by_problem:
+            raise CheckpointError(f"problem_type is {problem!r}; known are {', '.join(by_problem)}")
+        return by_problem[problem], "model"
+    settings = getattr(config, "sentence_transformers", None) or {}
+    named = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
+    if named is None:
+        return automatic, "default"
+    if not str(named).startswith(_TRUSTED):
+        raise CheckpointError(
+            f"the model asks for the activation {named!r}; allowed are the classes of {_TRUSTED[:-1]}, since a "
+            "checkpoint's name for a class is code to be run"
+        )
+    kind = str(named).rsplit(".", 1)[-1]
+    return {"Identity": "identity", "Sigmoid": automatic, "Softmax": automatic}.get(kind, str(named)), "model"
+
+
+def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None:
+    if "score" in poolers:
+        return "cross_encoder"
+    if "embed" not in poolers:
+        return None
+    return facts.files.similarity or "cosine"
+
+
+def _refuse_idle_settings(facts: Facts, poolers: dict[str, ResolvedPooler]) -> None:
+    """A setting that no answer of the model could show is a mistake, and not to be passed over."""
+    kinds = {TASKS[task].kind for task in poolers}
+    idle = _LABEL_ONLY if "label" not in kinds else _VECTOR_ONLY if "vector" not in kinds else ()
+    given = [name for name in idle if getattr(facts.override, name) is not None]
+    if facts.override.step_tag_id is not None and all(pooler.pooling_type != "STEP" for pooler in poolers.values()):
+        given.append("step_tag_id")
+    if given:
+        raise ConfigError(
+            f"{facts.spec.served_name}: override_pooler_config sets {given[0]}, which means nothing to "
+            f"{', '.join(poolers)}, the tasks of {facts.anatomy.architecture} with this pooling"
+        )
+
+
+def _first(*candidates: tuple[str, Any]) -> tuple[Any, str]:
+    """The first value that is given, and who gave it."""
+    return next((value, source) for source, value in candidates if value is not None)
