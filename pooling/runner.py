@@ -223,8 +223,9 @@ def _last_kept(
     """Where the last token of each named input lies that is not `skipped`; its first where all are."""
     starts = (np.cumsum(lengths, dtype=np.int64) - lengths)[inputs]
     place = np.arange(len(ids))
-    last = np.maximum.accumulate(np.where(ids != skipped, place, -1))[starts + lengths[inputs] - 1]
-    return np.maximum(last, starts)
+    before = np.maximum.accumulate(np.where(ids != skipped, place, -1))
+    last: NDArray[np.int64] = np.maximum(before[starts + lengths[inputs] - 1], starts)
+    return last
 
 
 def _calibrated(rows: Tensor, pooler: ResolvedPooler) -> Tensor:

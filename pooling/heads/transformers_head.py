@@ -49,7 +49,7 @@ class TransformersHead:
 
     @property
     def _width(self) -> int:
-        return self._model.num_labels
+        return len(self._model.config.id2label or ())
 
 
 class _Given(nn.Module):

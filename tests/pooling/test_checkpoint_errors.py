@@ -27,7 +27,7 @@ NAMED: dict[str, tuple[str, ...]] = {
     "other vocabulary": ("embeddings.word_embeddings.weight", "938", "939"),
     "no tokenizer": ("tokenizer",),
     "tokenizer is not JSON": ("tokenizer",),
-    "unknown pooling": ("weightedmean_tokens", "CLS, MEAN, MAX, LAST"),
+    "unknown pooling": ("first_last_avg_tokens", "CLS, MEAN, MAX, LAST"),
     "unknown module": ("WordWeights", "Transformer, Pooling, Normalize"),
 }
 
