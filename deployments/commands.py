@@ -71,7 +71,9 @@ def embed(arguments: Namespace) -> None:
 
 def inspect(arguments: Namespace) -> None:
     """Prints a model's card, known from its small files."""
-    spec = parse_settings(ModelSpec, {"source": arguments.model, **_model_settings(arguments)}, "raypool inspect")
+    task = {} if arguments.task is None else {"task": arguments.task}
+    settings = {"source": arguments.model, **task, **_model_settings(arguments)}
+    spec = parse_settings(ModelSpec, settings, "raypool inspect")
     from pooling.intake import Intake
 
     card = Intake.load(spec).card
