@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pooling.attention import NAME, Packing, bind
 from pooling.errors import CheckpointError
@@ -68,12 +68,18 @@ def choose_forward(
         if obstacle is None:
             return packed
     log.warning("%s: running padded, which is slower: %s", name, obstacle)
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    model.set_attn_implementation(_padded_attention(model))
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
     if reason is not None:
         raise CheckpointError(f"a {kind} model cannot be served in batches: {reason}")
     return padded
+
+
+def _padded_attention(model: PreTrainedModel) -> str:
+    """sdpa leaves a softcap out without a word."""
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    return "sdpa" if model._supports_sdpa and not capped else "eager"
 
 
 def _obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -84,7 +90,16 @@ def _obstacle(description: Description, dtype: torch.dtype, device: torch.device
         return "packed attention on CUDA takes bfloat16 and float16 only"
     if device.type == "cuda" and getattr(description.config, "attn_logit_softcapping", None) is not None:
         return "packed attention on CUDA has no softcap"
+    if device.type == "cuda" and description.family.position_bias:
+        return "packed attention on CUDA adds no position bias"
+    if device.type == "cuda" and not _fits_flash_attention(description.config):
+        return "packed attention on CUDA takes heads of up to 256 dimensions, a multiple of 8"
     return None
+
+
+def _fits_flash_attention(config: PreTrainedConfig) -> bool:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return bool(head_dim <= 256 and head_dim % 8 == 0)
 
 
 class PackedForward:
@@ -118,9 +133,12 @@ class PackedForward:
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype."""
-        self._slot.packing = step.packing
         places = {"position_ids": step.positions} if self._takes_positions else {}
-        hidden: Tensor = self._model(input_ids=step.ids, **places, **self._keywords)[0]
+        self._slot.packing = step.packing
+        try:
+            hidden: Tensor = self._model(input_ids=step.ids, **places, **self._keywords)[0]
+        finally:
+            self._slot.packing = None
         return hidden[0]
 
 
@@ -131,7 +149,8 @@ class PaddedForward:
 
     def __init__(self, model: PreTrainedModel, device: torch.device, max_batch_tokens: int) -> None:
         self._model, self._device, self._budget = model, device, max_batch_tokens
-        self._pad = int(model.config.pad_token_id or 0)
+        pad = getattr(model.config, "pad_token_id", None) or 0
+        self._pad = int(pad) if 0 <= pad < model.config.vocab_size else 0  # any will do: it is masked
         self._keywords = _keywords(model)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:

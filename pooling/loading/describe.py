@@ -4,16 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from pooling.config import ModelSpec, PoolingType
 from pooling.errors import CheckpointError, ConfigError
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.families import Family, family_of
+from pooling.loading.model_config import read_config, refuse_own_code
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
 
-_EMBEDDERS = ("Model", "ForMaskedLM", "ForCausalLM", "ForPreTraining", "LMHeadModel", "ForTextEncoding")
+_EMBEDDERS = ("Model", "ForMaskedLM", "ForCausalLM", "ForPreTraining", "LMHeadModel", "T5ForConditionalGeneration")
+# The `pooling` of NVIDIA's bidirectional Llamas.
+_STATED: dict[str, PoolingType] = {"avg": "MEAN", "mean": "MEAN", "cls": "CLS", "last": "LAST"}
+# Their transformers code picks frequencies by the longest input of a batch, so each would depend on the others.
+_ROPE_OF_LENGTH = ("dynamic", "longrope")
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
 
@@ -35,10 +40,10 @@ def describe(spec: ModelSpec) -> Description:
     found and what is allowed.
     """
     files = read_sentence_transformers(locate(spec.source))
-    config = _read_config(files.backbone)
+    config = read_config(files.backbone)
     family = family_of(config.model_type)
-    dim = int(config.hidden_size)
-    pooler = _resolve_pooler(spec, family, files, dim)
+    dim = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT may project its answer
+    pooler = _resolve_pooler(spec, family, files, config, dim)
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
@@ -57,21 +62,6 @@ def describe(spec: ModelSpec) -> Description:
     return Description(card, config, family, files.backbone)
 
 
-def _read_config(backbone: Path) -> PreTrainedConfig:
-    if not (backbone / "config.json").exists():
-        raise CheckpointError("the model has no config.json, so its architecture is unknown")
-    read_json(backbone / "config.json")
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-    except Exception as error:  # any failure of transformers to make sense of the file has one meaning for the user
-        raise CheckpointError(f"config.json is not one that transformers knows: {str(error).splitlines()[0]}") from None
-    if getattr(config, "is_encoder_decoder", False):
-        raise CheckpointError(f"{config.model_type} is an encoder-decoder model, which is not supported")
-    if not all(hasattr(config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
-        raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
-    return config
-
-
 def _architecture(config: PreTrainedConfig) -> str:
     names = config.architectures or ["(none named)"]
     embeds = names[0].endswith(_EMBEDDERS) and not names[0].endswith("RewardModel")
@@ -80,6 +70,7 @@ def _architecture(config: PreTrainedConfig) -> str:
             f"architecture {names[0]} has a task head that this release does not serve; "
             f"supported are embedding models, whose architecture ends in {', '.join(_EMBEDDERS)}"
         )
+    refuse_own_code(str(names[0]), config)
     return str(names[0])
 
 
@@ -92,12 +83,15 @@ def _tasks(spec: ModelSpec, pooler: ResolvedPooler) -> tuple[str, ...]:
 
 
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:
-    limits = [files.max_seq_length, _position_limit(config, family), _tokenizer_limit(files.backbone, config)]
+    nominal = _tokenizer_limit(files.backbone, config)
+    limits = [files.max_seq_length, _position_limit(config, family), None if family.position_bias else nominal]
     known = [int(limit) for limit in limits if limit is not None]
     if not known:
-        if spec.max_model_len is None:
+        # Nothing ends at the lengths these models name: they take longer inputs than they were trained on.
+        length = spec.max_model_len or nominal or getattr(config, "n_positions", None)
+        if length is None:
             raise ConfigError(f"{spec.served_name}: the model states no maximum length; set max_model_len")
-        return spec.max_model_len
+        return int(length)
     derived = min(known)
     if spec.max_model_len is not None and spec.max_model_len > derived:
         raise ConfigError(
@@ -108,6 +102,9 @@ def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, fi
 
 def _position_limit(config: PreTrainedConfig, family: Family) -> int | None:
     table = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _ROPE_OF_LENGTH:
+        table = rope.get("original_max_position_embeddings") or table
     if table is None or not family.positions_after_pad:
         return table
     return int(table) - int(config.pad_token_id) - 1
@@ -129,7 +126,16 @@ def _matryoshka(config: PreTrainedConfig) -> tuple[int, ...] | None:
     return None if getattr(config, "is_matryoshka", False) else ()
 
 
-def _resolve_pooler(spec: ModelSpec, family: Family, files: SentenceTransformersFiles, dim: int) -> ResolvedPooler:
+def _stated_pooling(config: PreTrainedConfig) -> PoolingType | None:
+    stated = getattr(config, "pooling", None)
+    if stated is not None and stated not in _STATED:
+        raise CheckpointError(f"config.json asks for pooling {stated!r}; supported is one of {', '.join(_STATED)}")
+    return _STATED[stated] if stated is not None else None
+
+
+def _resolve_pooler(
+    spec: ModelSpec, family: Family, files: SentenceTransformersFiles, config: PreTrainedConfig, dim: int
+) -> ResolvedPooler:
     """override_pooler_config beats Sentence Transformers' files, they beat the model, it beats the task's default."""
     override = spec.override_pooler_config
     sources: dict[str, str] = {}
@@ -145,6 +151,7 @@ def _resolve_pooler(spec: ModelSpec, family: Family, files: SentenceTransformers
         "pooling_type",
         ("override_pooler_config", override and override.pooling_type),
         ("sentence_transformers", files.pooling_type),
+        ("model", _stated_pooling(config)),
         ("model" if family.pooling_type != "LAST" else "default", family.pooling_type),
     )
     normalize = settle(
