@@ -60,10 +60,10 @@ def choose_forward(
     obstacle = _obstacle(description, dtype, device)
     model = load_model(checkpoint, description.config, "eager" if obstacle else NAME, dtype, device)
     if obstacle is None:
-        first_position = description.config.pad_token_id + 1 if description.family.positions_after_pad else 0
+        counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
         if device.type == "cpu" and dtype == torch.bfloat16:
             prepack(model, max_batch_tokens)
-        packed = PackedForward(model, first_position, device)
+        packed = PackedForward(model, device, counted_from)
         obstacle = check(packed, model, description, dtype)
         if obstacle is None:
             return packed
@@ -103,12 +103,17 @@ def _fits_flash_attention(config: PreTrainedConfig) -> bool:
 
 
 class PackedForward:
-    """Inputs lie end to end in one row; no token is padding."""
+    """Inputs lie end to end in one row; none is filled up.
+
+    counted_from: the padding token's id if positions count from it, as
+    fairseq's do; then padding written in a text keeps that position and does
+    not count.
+    """
 
     path = "packed"
 
-    def __init__(self, model: PreTrainedModel, first_position: int, device: torch.device) -> None:
-        self._model, self._device, self._first_position = model, device, first_position
+    def __init__(self, model: PreTrainedModel, device: torch.device, counted_from: int | None) -> None:
+        self._model, self._device, self._counted_from = model, device, counted_from
         self._slot = bind(model)
         self._keywords = _keywords(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -118,7 +123,7 @@ class PackedForward:
 
     def prepare(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> StepInput:
         ends = np.cumsum(lengths, dtype=np.int64)
-        positions = np.arange(len(ids), dtype=np.int64) - np.repeat(ends - lengths, lengths) + self._first_position
+        positions = self._positions(ids, ends - lengths, lengths)
         cu_seqlens = None
         if self._device.type == "cuda":
             cu_seqlens = self.to_device(np.concatenate([[0], ends]).astype(np.int32))
@@ -130,6 +135,17 @@ class PackedForward:
             sizes,
             Packing.of(sizes, cu_seqlens),
         )
+
+    def _positions(
+        self, ids: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
+        if self._counted_from is None:
+            return np.arange(len(ids), dtype=np.int64) - np.repeat(starts, lengths)
+        counts = ids != self._counted_from
+        total = np.cumsum(counts, dtype=np.int64)
+        before = total[starts] - counts[starts]
+        positions: NDArray[np.int64] = (total - np.repeat(before, lengths)) * counts + self._counted_from
+        return positions
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype."""
@@ -185,7 +201,9 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     """Runs two inputs together and each alone; returns what is wrong, None if nothing is.
 
     Two questions. Does an input leak into another? Exact in any dtype: changing
-    one must not change the other's rows by a bit. Are the rows those of
+    one must not change the other's rows by a bit (where a token chooses among
+    experts, an expert's tokens are one product, whose rounding depends on how
+    many they are: there it must stay within rounding). Are the rows those of
     transformers' own eager attention? Within rounding, where a wrong mask,
     window or position shows as 0.05 and more.
     """
@@ -196,19 +214,29 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     draw = np.random.default_rng(0)
     a, b, other = (_draw(draw, size, description) for size in (long, short, short))
     c = _draw(draw, long, description)
+    allowed = 1e-3 if dtype == torch.float32 else 0.05
     with torch.inference_mode():
         together = _run(forward, a, b)
-        leaks = not torch.equal(together[:long], _run(forward, a, other)[:long])
-        leaks |= not torch.equal(together[long:], _run(forward, c, b)[long:])
-        if leaks:
+        leak = max(
+            _difference(_run(forward, a, other)[:long], together[:long]),
+            _difference(_run(forward, c, b)[long:], together[long:]),
+        )
+        if leak > (allowed if _has_experts(description.config) else 0.0):
             return "an input changes when another one does"
         ours = model.config._attn_implementation
         model.set_attn_implementation("eager")
         alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
         model.set_attn_implementation(ours)
-    error = float((together.float() - alone.float()).norm() / alone.float().norm())
-    allowed = 1e-3 if dtype == torch.float32 else 0.05
+    error = _difference(together, alone)
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
+
+
+def _difference(rows: Tensor, truth: Tensor) -> float:
+    return float((rows.float() - truth.float()).norm() / truth.float().norm())
+
+
+def _has_experts(config: PreTrainedConfig) -> bool:
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _draw(draw: np.random.Generator, size: int, description: Description) -> NDArray[np.int32]:

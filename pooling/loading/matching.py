@@ -6,14 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform
+from transformers.initialization import no_init_weights
 
 from pooling.errors import CheckpointError
 from pooling.loading.checkpoint import Checkpoint
@@ -145,11 +146,12 @@ def _unknown(unused: list[str], names: _Names, config: PreTrainedConfig) -> list
     for kind in _architectures(config):
         if not unknown:
             break
-        taken, ignored = _state_names(kind, config), getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or []
+        headed = _Names(_outline(kind, config))
+        ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or []
         unknown = [
             name
             for name in unknown
-            if not any(alias in taken or f"{names.prefix}.{alias}" in taken for alias, _ in names.aliases(name))
+            if not any(headed.own(alias)[0] for alias in (name, f"{names.prefix}.{name}"))
             and not any(re.search(pattern, name) for pattern in ignored)
         ]
     return unknown
@@ -166,16 +168,16 @@ def _architectures(config: PreTrainedConfig) -> Iterable[Any]:
             yield from kind if isinstance(kind, (list, tuple)) else (kind,)
 
 
-def _state_names(kind: Any, config: PreTrainedConfig) -> set[str]:
+def _outline(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of names and shapes only."""
     # Some classes advise whoever would generate text with them; nobody does.
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:
-        with torch.device("meta"), transformers.initialization.no_init_weights():
-            module: nn.Module = kind(deepcopy(config))
+        with torch.device("meta"), no_init_weights():
+            return cast(PreTrainedModel, kind(deepcopy(config)))
     finally:
         transformers.logging.set_verbosity(before)
-    return set(module.state_dict())
 
 
 def _refuse(verb: str, names: list[str], hint: str) -> None:

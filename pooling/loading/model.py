@@ -4,10 +4,10 @@ import inspect
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.matching import match
@@ -52,7 +52,7 @@ def _skeleton(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     kind: Any = kinds[0] if isinstance(kinds, (list, tuple)) else kinds
     # A BERT's own tanh pooler is no part of any pooling we do.
     extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
-    with _WeightsWithoutMemory(), transformers.initialization.no_init_weights():
+    with _WeightsWithoutMemory(), no_init_weights():
         return cast(PreTrainedModel, kind(config, **extra))
 
 

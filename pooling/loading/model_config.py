@@ -53,9 +53,8 @@ def _read(backbone: Path, raw: dict[str, Any]) -> PreTrainedConfig:
     try:
         if kind in TWINS:
             name, values = TWINS[kind]
-            twin: PreTrainedConfig = AutoConfig.for_model(name, **{**raw, **values, "model_type": name})
-            twin.auto_map = None
-            return twin
+            own = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
+            return AutoConfig.for_model(name, **own | values)
         config: PreTrainedConfig = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     except Exception as error:  # any failure of transformers to make sense of the file has one meaning for the user
         if "auto_map" in raw:
