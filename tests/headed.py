@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.checkpoints import FAMILIES, sharpen
+from tests.checkpoints import FAMILIES
+from tests.checkpoints.writing import sharpen
 
 Rows = NDArray[np.float32]
 

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from pooling.config import ModelSpec
-from pooling.errors import CheckpointError, ConfigError
+from pooling.errors import ConfigError
 from pooling.loading.anatomy import Anatomy, anatomy_of
 from pooling.loading.card import ModelCard
 from pooling.loading.families import Family, family_of
+from pooling.loading.model_config import read_config, refuse_own_code
 from pooling.loading.resolve import Facts, resolve
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
 
+# Their transformers code picks frequencies by the longest input of a batch, so each would depend on the others.
+_ROPE_OF_LENGTH = ("dynamic", "longrope")
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
 
@@ -36,10 +39,11 @@ def describe(spec: ModelSpec) -> Description:
     found and what is allowed.
     """
     files = read_sentence_transformers(locate(spec.source))
-    config = _read_config(files.backbone)
+    config = read_config(files.backbone)
     family = family_of(config.model_type)
     anatomy = anatomy_of(config)
-    dim = int(config.hidden_size)
+    refuse_own_code(anatomy.architecture, config)
+    dim = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT may project its answer
     poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
     card = ModelCard(
         name=spec.served_name,
@@ -61,28 +65,16 @@ def describe(spec: ModelSpec) -> Description:
     return Description(card, config, anatomy, family, files.backbone)
 
 
-def _read_config(backbone: Path) -> PreTrainedConfig:
-    if not (backbone / "config.json").exists():
-        raise CheckpointError("the model has no config.json, so its architecture is unknown")
-    read_json(backbone / "config.json")
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-    except Exception as error:  # any failure of transformers to make sense of the file has one meaning for the user
-        raise CheckpointError(f"config.json is not one that transformers knows: {str(error).splitlines()[0]}") from None
-    if getattr(config, "is_encoder_decoder", False):
-        raise CheckpointError(f"{config.model_type} is an encoder-decoder model, which is not supported")
-    if not all(hasattr(config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
-        raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
-    return config
-
-
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:
-    limits = [files.max_seq_length, _position_limit(config, family), _tokenizer_limit(files.backbone, config)]
+    nominal = _tokenizer_limit(files.backbone, config)
+    limits = [files.max_seq_length, _position_limit(config, family), None if family.position_bias else nominal]
     known = [int(limit) for limit in limits if limit is not None]
     if not known:
-        if spec.max_model_len is None:
+        # Nothing ends at the lengths these models name: they take longer inputs than they were trained on.
+        length = spec.max_model_len or nominal or getattr(config, "n_positions", None)
+        if length is None:
             raise ConfigError(f"{spec.served_name}: the model states no maximum length; set max_model_len")
-        return spec.max_model_len
+        return int(length)
     derived = min(known)
     if spec.max_model_len is not None and spec.max_model_len > derived:
         raise ConfigError(
@@ -93,6 +85,9 @@ def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, fi
 
 def _position_limit(config: PreTrainedConfig, family: Family) -> int | None:
     table = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _ROPE_OF_LENGTH:
+        table = rope.get("original_max_position_embeddings") or table
     if table is None or not family.positions_after_pad:
         return table
     return int(table) - int(config.pad_token_id) - 1

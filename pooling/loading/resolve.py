@@ -21,6 +21,8 @@ _VECTOR_ONLY = ("normalize", "dimensions")
 _LABEL_ONLY = ("softmax", "step_tag_id", "returned_token_ids", "logit_mean", "logit_sigma")
 # Fields of config.json in which classifiers say how they pool, and their words for it.
 _CLASSIFIER_POOLING: dict[str, PoolingType] = {"cls": "CLS", "bos": "CLS", "mean": "MEAN"}
+# The `pooling` of NVIDIA's bidirectional Llamas.
+_STATED: dict[str, PoolingType] = {"avg": "MEAN", "mean": "MEAN", "cls": "CLS", "last": "LAST"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,19 @@ def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
         ("override_pooler_config", facts.override.sequence_type),
         ("sentence_transformers", facts.files.pooling_type),
         ("model", own),
+        ("model", _stated_pooling(facts.config)),
         ("model" if family != "LAST" else "default", family),
     )
     # transformers' classes read the last token that is no padding, and take any last token with that id for padding.
     skipped = facts.config.pad_token_id if plain.head and kind == "LAST" and by != "override_pooler_config" else None
     return replace(plain, pooling_type=kind, skipped_id=skipped, sources={"pooling_type": by, **plain.sources})
+
+
+def _stated_pooling(config: PreTrainedConfig) -> PoolingType | None:
+    stated = getattr(config, "pooling", None)
+    if stated is not None and stated not in _STATED:
+        raise CheckpointError(f"config.json asks for pooling {stated!r}; supported is one of {', '.join(_STATED)}")
+    return _STATED[stated] if stated is not None else None
 
 
 def _by_token(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
