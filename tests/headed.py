@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.checkpoints import FAMILIES
+from tests.checkpoints import EVERY
 from tests.checkpoints.writing import sharpen
 
 Rows = NDArray[np.float32]
@@ -42,7 +42,7 @@ class Headed:
         return "-".join([self.family, self.head, str(self.labels), *(str(value) for _, value in self.changes)])
 
     def write(self, directory: Path) -> Path:
-        body, tokenizer = FAMILIES[self.family].build()
+        body, tokenizer = EVERY[self.family].build()
         config = body.config
         config.update({"num_labels": self.labels, **dict(self.changes)})
         if config.pad_token_id is None:
@@ -54,19 +54,23 @@ class Headed:
         return directory
 
     def exists(self) -> bool:
-        """Whether transformers has such a class for the family."""
-        body, _ = FAMILIES[self.family].build()
-        return type(body.config) in AUTO_CLASSES[self.head]._model_mapping
+        """Whether transformers has such a class for the family, of the stack of layers that we run."""
+        config = EVERY[self.family].build()[0].config
+        both_stacks = self.head == "sequence" and hasattr(config, "num_decoder_layers")
+        return type(config) in AUTO_CLASSES[self.head]._model_mapping and not both_stacks
 
 
 class HeadReference:
     """The truth: the class itself, in float32 and eager attention, one input at a time, never padded."""
 
-    def __init__(self, directory: Path, head: str) -> None:
+    def __init__(self, directory: Path, one: Headed) -> None:
         self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory)
-        self.model: PreTrainedModel = (
-            AUTO_CLASSES[head].from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
-        )
+        kind = AUTO_CLASSES[one.head]
+        self.model: PreTrainedModel = kind.from_pretrained(
+            directory, attn_implementation="eager", dtype=torch.float32
+        ).eval()
+        for name, value in EVERY[one.family].config.items():
+            setattr(self.model.config, name, value)
 
     def logits(self, *texts: str) -> Rows:
         """[labels], or [tokens, labels]; of a text or of a pair."""

@@ -54,6 +54,8 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
         )
     if kind == "embedder":
         return Anatomy(name, kind)
+    if kind == "classifier" and hasattr(config, "num_decoder_layers"):
+        raise CheckpointError(f"architecture {name} classifies by its decoder, which is not supported")
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     process = name.endswith("ForProcessRewardModel")
     return Anatomy(name, kind, labels, _QWEN_STEP_TAG if process else None)

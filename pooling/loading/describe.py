@@ -56,7 +56,7 @@ def describe(spec: ModelSpec) -> Description:
         poolers=poolers,
         scoring=scoring,
         labels=anatomy.labels,
-        token_types=getattr(config, "type_vocab_size", 0) > 1,
+        token_types=(getattr(config, "type_vocab_size", None) or 0) > 1,
         matryoshka=_matryoshka(config),
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pooling import LLM, PoolingParams
-from tests.checkpoints import FAMILIES
+from tests.checkpoints import EVERY
 from tests.headed import Headed, HeadReference, Rows
 from tests.reference import relative_error
 from tests.texts import stretching_texts
@@ -20,7 +20,7 @@ VARIANTS = [
     Headed("modernbert", "sequence", changes=(("classifier_pooling", "cls"),)),
     Headed("modernbert", "sequence", changes=(("classifier_pooling", "mean"),)),
 ]
-HEADS = [*(Headed(name, head) for name in FAMILIES for head in ("sequence", "token")), *VARIANTS]
+HEADS = [*(Headed(name, head) for name in EVERY for head in ("sequence", "token")), *VARIANTS]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ class Subject:
     def __init__(self, one: Headed, directory: Path) -> None:
         self.one, self.directory = one, directory
         self.task = "classify" if one.head == "sequence" else "token_classify"
-        self.reference = HeadReference(directory, one.head)
+        self.reference = HeadReference(directory, one)
         self.texts = stretching_texts(lambda text: list(self.reference.tokenizer(text)["input_ids"]), 120)
         self.logits = [self.reference.logits(text) for text in self.texts]
         self.llm = LLM(str(directory), dtype="float32")
