@@ -35,7 +35,7 @@ def serve(arguments: Namespace) -> None:
     started = time.monotonic()
     set_flags(_serve_flags())
     from deployments.ports import refuse_taken_ports
-    from deployments.preflight import refuse_bad_source
+    from pooling.loading.preflight import refuse_bad_source
 
     plan = _plan(arguments)
     models = [model for service in plan.services.values() for model in service.models]

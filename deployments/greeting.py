@@ -17,22 +17,27 @@ _ROUTES = ("/v1/embeddings", "/pooling")
 def greeting(url: str, service: ServiceConfig) -> str:
     """Asks the first model for one answer; the curl line that does so and the answer, long vectors cut.
 
-    An API key is sent but not printed: the line reads it from $API_KEY.
+    A refusal is an answer too: it tells as much, and ends nothing. An API key is
+    sent but not printed: the line reads it from $API_KEY.
     """
     body = json.dumps({"model": service.models[0].served_name, "input": "Raypool turns text into vectors."})
     headers = {"Content-Type": "application/json"}
     if service.api_keys:
         headers["Authorization"] = f"Bearer {service.api_keys[0]}"
+    answer = ""
     for route in _ROUTES:
         try:
-            answer = _ask(Request(url + route, body.encode(), headers))
+            answer = _render(_ask(Request(url + route, body.encode(), headers)))
             break
         except HTTPError as refusal:
-            if refusal.code != HTTPStatus.NOT_IMPLEMENTED or route == _ROUTES[-1]:
-                raise
+            answer = _render(json.load(refusal))
+            if refusal.code != HTTPStatus.NOT_IMPLEMENTED:
+                break
+        except OSError as error:
+            answer = f"(no answer: {error})"
     line = ["curl", "-s", url + route, "-H", "Content-Type: application/json", "-d", body]
     key = ' -H "Authorization: Bearer $API_KEY"' if service.api_keys else ""
-    return f"{shlex.join(line)}{key}\n{_render(answer)}"
+    return f"{shlex.join(line)}{key}\n{answer}"
 
 
 def _ask(request: Request) -> Any:

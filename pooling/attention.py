@@ -212,16 +212,25 @@ def _mask(length: int, rule: Rule) -> Tensor | None:
     return bias if visible is None else bias.masked_fill(~visible, float("-inf"))
 
 
-# Two kinds of layer (local and global) at some 64 lengths: what a few steps of mixed work use.
-@lru_cache(maxsize=128)
 def _visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     """[length, length] bool, true where the query of that row sees the key of that column; None: all."""
+    return (_short_mask if length <= _SHORT else _long_mask)(length, causal, window)
+
+
+def _build_visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     if not causal and window is None:
         return None
     place = torch.arange(length)
     ahead = place[None, :] - place[:, None]
     seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     return seen if window is None else seen & (ahead.abs() < window)
+
+
+# Two kinds of layer (local and global) at some 64 lengths: what a few steps of mixed work use, and at most 128 MiB.
+# A long mask costs little beside its attention; the layers of one step share it.
+_SHORT = 1_024
+_short_mask = lru_cache(maxsize=128)(_build_visible)
+_long_mask = lru_cache(maxsize=2)(_build_visible)
 
 
 def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:

@@ -158,6 +158,13 @@ class Engine:
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
+        if self._loop is not loop and self._loop is not None and self._loop.is_closed():
+            # Whoever waited there is gone, and of the steps under way nobody will hear.
+            for key in self._jobs:
+                self._batcher.drop(key)
+            self._jobs.clear()
+            self._steps.clear()
+            self._timer = None
         if self._loop is not loop and (self._jobs or self._steps):
             raise EngineFailure("the engine serves another event loop; call pool() from one loop only")
         self._loop = loop

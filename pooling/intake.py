@@ -61,11 +61,16 @@ class Intake:
     def _limit(self, request: PoolingRequest) -> int | None:
         """To how many tokens inputs are cut; None: not at all."""
         asked, most = request.truncate_prompt_tokens, self.card.max_model_len
+        if request.truncation_side not in (None, "left", "right"):
+            raise InvalidRequest(
+                f"truncation_side must be left or right, got {request.truncation_side!r}", "truncation_side"
+            )
         if asked is None:
             return None
-        if asked < -1:
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < -1:
             raise InvalidRequest(
-                f"truncate_prompt_tokens must be -1 or more, got {asked} (-1 cuts to the model's {most} tokens)",
+                f"truncate_prompt_tokens must be a whole number of -1 or more, got {asked!r} (-1 cuts to the model's "
+                f"{most} tokens)",
                 "truncate_prompt_tokens",
             )
         if asked > most:

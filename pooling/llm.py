@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -85,6 +86,8 @@ class LLM:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-llm", daemon=True)
         self._thread.start()
+        # For those who never close: the thread knows the loop alone, not this object.
+        weakref.finalize(self, _stop, self._loop)
 
     def encode(
         self,
@@ -243,6 +246,11 @@ class LLM:
             yield self._intake.tokenize(asked.request(inputs[start : start + _CHUNK]))
 
 
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What a call asks of all its prompts."""
@@ -258,12 +266,18 @@ class _Asked:
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise InvalidRequest(f"unknown tokenization_kwargs {unknown}; known are {', '.join(known)}")
-        params = self.params or PoolingParams()
+        params = PoolingParams() if self.params is None else self.params
+        if not isinstance(params, PoolingParams):
+            raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams")
         return PoolingRequest(inputs, self.task, params, prompt_name=self.prompt_name, **options)
 
 
 def _as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt as a list of one; vLLM's dicts as what they hold."""
+    if not isinstance(prompts, Sequence | Mapping | np.ndarray):
+        raise InvalidRequest(
+            f"prompts is {type(prompts).__name__}; allowed are a text, token ids, or a list of either", "prompts"
+        )
     single = isinstance(prompts, str | Mapping) or (
         len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)
     )

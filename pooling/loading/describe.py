@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from pooling.config import ModelSpec
-from pooling.errors import ConfigError
+from pooling.errors import CheckpointError, ConfigError
 from pooling.loading.anatomy import Anatomy, anatomy_of
 from pooling.loading.card import ModelCard
 from pooling.loading.families import Family, family_of
@@ -38,6 +38,16 @@ def describe(spec: ModelSpec) -> Description:
     Raises SourceError, CheckpointError or ConfigError, each naming what was
     found and what is allowed.
     """
+    try:
+        return _describe(spec)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # A file that is JSON, but holds another kind of thing than the one whose name it has.
+        raise CheckpointError(
+            f"a configuration file of the model holds what it should not: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
     config = read_config(files.backbone)
     family = family_of(config.model_type)
@@ -76,6 +86,8 @@ def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, fi
             raise ConfigError(f"{spec.served_name}: the model states no maximum length; set max_model_len")
         return int(length)
     derived = min(known)
+    if derived < 1:
+        raise CheckpointError(f"the model's files say that an input may have at most {derived} tokens")
     if spec.max_model_len is not None and spec.max_model_len > derived:
         raise ConfigError(
             f"{spec.served_name}: max_model_len is {spec.max_model_len}, but the model takes at most {derived} tokens"

