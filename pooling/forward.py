@@ -57,17 +57,17 @@ def choose_forward(
     """
     name, kind = description.card.name, description.card.model_type
     checkpoint = Checkpoint(description.backbone)
-    obstacle = _obstacle(description, dtype, device)
-    model = load_model(checkpoint, description.config, "eager" if obstacle else NAME, dtype, device)
-    if obstacle is None:
+    reason = obstacle(description, dtype, device)
+    model = load_model(checkpoint, description.config, "eager" if reason else NAME, dtype, device)
+    if reason is None:
         counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
         if device.type == "cpu" and dtype == torch.bfloat16:
             prepack(model, max_batch_tokens)
         packed = PackedForward(model, device, counted_from)
-        obstacle = check(packed, model, description, dtype)
-        if obstacle is None:
+        reason = check(packed, model, description, dtype)
+        if reason is None:
             return packed
-    log.warning("%s: running padded, which is slower: %s", name, obstacle)
+    log.warning("%s: running padded, which is slower: %s", name, reason)
     model.set_attn_implementation(_padded_attention(model))
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
@@ -82,7 +82,7 @@ def _padded_attention(model: PreTrainedModel) -> str:
     return "sdpa" if model._supports_sdpa and not capped else "eager"
 
 
-def _obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
+def obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a model cannot even be tried packed; None if it can."""
     if not description.family.packed:
         return f"family {description.card.model_type} is not known to run packed"

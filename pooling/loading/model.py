@@ -57,7 +57,9 @@ def _skeleton(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
 
 
 def _dtype_of(name: str, model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
-    """float32 for the few layers that overflow in float16, e.g. the last of T5's feed-forward."""
+    """float32 for the layers that overflow in float16, as T5's last ones, and for what is computed, as frequencies."""
+    if name in dict(model.named_buffers()):
+        return torch.float32
     kept = set(model._keep_in_fp32_modules_strict or []) if dtype != torch.float32 else set()
     if dtype == torch.float16:
         kept |= set(model._keep_in_fp32_modules or [])
