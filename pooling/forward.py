@@ -65,18 +65,18 @@ def choose_forward(
     """
     name, kind = description.card.name, description.card.model_type
     checkpoint = Checkpoint(description.backbone)
-    obstacle = _obstacle(description, dtype, device)
-    loaded = load_model(checkpoint, description, "eager" if obstacle else NAME, dtype, device)
+    reason = obstacle(description, dtype, device)
+    loaded = load_model(checkpoint, description, "eager" if reason else NAME, dtype, device)
     model = loaded.backbone
-    if obstacle is None:
+    if reason is None:
         counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
         if device.type == "cpu" and dtype == torch.bfloat16:
             prepack(model, max_batch_tokens)
         packed = PackedForward(model, device, counted_from)
-        obstacle = check(packed, model, description, dtype)
-        if obstacle is None:
+        reason = check(packed, model, description, dtype)
+        if reason is None:
             return packed, loaded.heads
-    log.warning("%s: running padded, which is slower: %s", name, obstacle)
+    log.warning("%s: running padded, which is slower: %s", name, reason)
     model.set_attn_implementation(_padded_attention(model))
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
@@ -91,7 +91,7 @@ def _padded_attention(model: PreTrainedModel) -> str:
     return "sdpa" if model._supports_sdpa and not capped else "eager"
 
 
-def _obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
+def obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a model cannot even be tried packed; None if it can."""
     if not description.family.packed:
         return f"family {description.card.model_type} is not known to run packed"

@@ -57,7 +57,8 @@ class Headed:
         """Whether transformers has such a class for the family, of the stack of layers that we run."""
         config = EVERY[self.family].build()[0].config
         both_stacks = self.head == "sequence" and hasattr(config, "num_decoder_layers")
-        return type(config) in AUTO_CLASSES[self.head]._model_mapping and not both_stacks
+        in_its_name = not EVERY[self.family].edit
+        return type(config) in AUTO_CLASSES[self.head]._model_mapping and in_its_name and not both_stacks
 
 
 class HeadReference:

@@ -15,8 +15,6 @@ from pooling.loading.resolve import Facts, resolve
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
 
-# Their transformers code picks frequencies by the longest input of a batch, so each would depend on the others.
-_ROPE_OF_LENGTH = ("dynamic", "longrope")
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
 
@@ -98,8 +96,9 @@ def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, fi
 def _position_limit(config: PreTrainedConfig, family: Family) -> int | None:
     table = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _ROPE_OF_LENGTH:
-        table = rope.get("original_max_position_embeddings") or table
+    if rope.get("rope_type") == "longrope":
+        # Beyond this, other frequencies count for the whole batch, so an input's answer would depend on the others.
+        table = min(rope["original_max_position_embeddings"], table)
     if table is None or not family.positions_after_pad:
         return table
     return int(table) - int(config.pad_token_id) - 1

@@ -43,11 +43,14 @@ class Pieces:
         for pattern, names in self.sources.items():
             for name in names:
                 converter.add_tensor(self.targets[0], name, pattern, checkpoint.read(name, dtype, device))
-        made: dict[str, Any] = converter.convert(self.targets[0], model=model, config=model.config)
+        first = next(iter(self.sources.values()))[0]
+        try:
+            made: dict[str, Any] = converter.convert(self.targets[0], model=model, config=model.config)
+        except RuntimeError as error:  # torch's, of shapes that do not go together
+            raise CheckpointError(f"{first!r} and its like do not make {self.targets[0]!r}: {error}") from None
         tensors = {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
         for name, tensor in tensors.items():
             if tensor.shape != wanted[name].shape:
-                first = next(iter(self.sources.values()))[0]
                 raise _misshapen(f"{first!r} and its like make {name!r}, which", tensor.shape, wanted[name].shape)
         return tensors
 
@@ -73,6 +76,8 @@ def match(model: Any, checkpoint: Checkpoint, config: PreTrainedConfig) -> Match
             unused.append(name)
         elif pattern is not None:
             sources[own][pattern].append(name)
+        elif own in source_of and _REBUILT.search(name):
+            continue  # ESM's layers each saved the frequencies that they now share
         elif own in source_of:
             raise CheckpointError(f"tensors {source_of[own]!r} and {name!r} both fill {own!r}; one is allowed")
         else:

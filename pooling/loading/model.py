@@ -102,8 +102,9 @@ class RewardModel(nn.Module):
 
 
 def _dtype_of(name: str, whole: Any, dtype: torch.dtype) -> torch.dtype:
-    """float32 for heads, and for the few layers that overflow in float16, e.g. the last of T5's feed-forward."""
-    if not _in_backbone(whole, name):
+    """float32 for heads, for the layers that overflow in float16, as T5's last ones, and for what is computed, as
+    frequencies."""
+    if not _in_backbone(whole, name) or name in dict(whole.named_buffers()):
         return torch.float32
     backbone = getattr(whole, whole.base_model_prefix) if _is_headed(whole) else whole
     kept = set(backbone._keep_in_fp32_modules_strict or []) if dtype != torch.float32 else set()

@@ -19,7 +19,13 @@ _NOMIC_NAMES = {
     "layer_norm_epsilon": "layer_norm_eps",
 }
 # Variants that transformers' NomicBERT has not.
-_NOMIC_ONLY = {"prenorm": False, "use_rms_norm": False, "qkv_proj_bias": False, "rotary_emb_fraction": 1.0}
+_NOMIC_ONLY = {
+    "prenorm": False,
+    "use_rms_norm": False,
+    "qkv_proj_bias": False,
+    "rotary_emb_fraction": 1.0,
+    "num_experts": 0,
+}
 
 
 def read_config(backbone: Path) -> PreTrainedConfig:

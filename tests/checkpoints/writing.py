@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -68,3 +70,10 @@ def write_json(file: Path, content: object) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
+
+
+def copy_with(directory: Path, copy: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """The same model with other weights in its one file."""
+    shutil.copytree(directory, copy, dirs_exist_ok=True)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pooling import LLM, Engine, Intake, ModelSpec, PoolingRequest
+from pooling.loading import families
 from pooling.runner import LocalRunner
 from tests.checkpoints import EVERY, FAMILIES
 from tests.reference import Reference, Rows, cosines, relative_error
@@ -110,6 +112,15 @@ def test_callers_that_share_steps_get_each_their_own(subject: Subject) -> None:
 @first_families
 def test_steps_smaller_than_an_input_change_nothing(subject: Subject) -> None:
     with LLM(str(subject.directory), dtype="float32", max_batch_tokens=64) as llm:
+        assert relative_error(_vectors(llm, subject.texts), subject.vectors) < ROUNDING
+
+
+@every_family
+def test_the_padded_path_gives_the_same(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device has no packed attention for a model, this is its path."""
+    kind = subject.llm.card.model_type
+    monkeypatch.setitem(families.FAMILIES, kind, replace(families.FAMILIES[kind], packed=False))
+    with LLM(str(subject.directory), dtype="float32") as llm:
         assert relative_error(_vectors(llm, subject.texts), subject.vectors) < ROUNDING
 
 
