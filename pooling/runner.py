@@ -172,10 +172,13 @@ class LocalRunner:
 
     def _answer(self, hidden: Tensor, lengths: Tensor, ask: Ask) -> Tensor:
         pooler: ResolvedPooler = self.card.poolers[ask.task]
+        head = self._heads[pooler.head] if pooler.head is not None else None
+        if head is not None and pooler.head_first:
+            hidden, head = head(hidden.float()), None
         source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
         rows = source[ask.rows].float()
-        if pooler.head is not None:
-            rows = self._heads[pooler.head](rows)
+        if head is not None:
+            rows = head(rows)
         columns = pooler.returned_token_ids if ask.params.returned_token_ids is None else ask.params.returned_token_ids
         if columns is not None:
             rows = rows[:, list(columns)]

@@ -20,7 +20,8 @@ class ResolvedPooler:
     before it is cut to `dimensions`. step_tag_id: of STEP, the token whose rows
     are kept. returned_token_ids: the columns that are kept, in this order.
     logit_mean and logit_sigma calibrate before the activation. skipped_id: the
-    token that LAST passes over at the end of an input.
+    token that LAST passes over at the end of an input. head_first: the head reads
+    every token, and what it says of them is pooled.
     sources maps `pooling_type`, `activation` and `dimensions` to one of
     `override_pooler_config`, `sentence_transformers`, `model` or `default`.
     """
@@ -36,6 +37,7 @@ class ResolvedPooler:
     logit_mean: float | None = None
     logit_sigma: float | None = None
     skipped_id: int | None = None
+    head_first: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ ROUNDING = 2e-5
 LOGITS = PoolingParams(use_activation=False)
 VARIANTS = [
     Headed("bert", "sequence", labels=1),
+    Headed("eurobert", "sequence", changes=(("classifier_pooling", "bos"),)),
     Headed("modernbert", "sequence", changes=(("classifier_pooling", "cls"),)),
     Headed("modernbert", "sequence", changes=(("classifier_pooling", "mean"),)),
 ]
