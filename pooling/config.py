@@ -52,6 +52,7 @@ class PoolerConfig(Settings):
     returned_token_ids: tuple[int, ...] | None = Field(None, description="the columns of the answer that are kept")
     logit_mean: float | None = None
     logit_sigma: float | None = None
+    int8_range: float | None = Field(None, gt=0, description="int8 and uint8 vectors cover -int8_range..int8_range")
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:

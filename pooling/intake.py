@@ -51,9 +51,10 @@ class Intake:
             return PackedBatch.pack(self._pairs(request, limit), task, request.params)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
         ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, limit)
-        by_index = dict(zip(texts, ids, strict=True))
+        left_out = self._left_out(request, task, limit)
+        by_index = {i: TokenizedInput(one, segments=_behind(left_out, one)) for i, one in zip(texts, ids, strict=True)}
         items = [
-            TokenizedInput(by_index[i] if i in by_index else self._ids(item, i, count, request, limit))
+            by_index[i] if i in by_index else TokenizedInput(self._ids(item, i, count, request, limit))
             for i, item in enumerate(request.inputs)
         ]
         return PackedBatch.pack(items, task, request.params)
@@ -144,6 +145,12 @@ class Intake:
 
     def _prompt(self, request: PoolingRequest, has_text: bool) -> str:
         name, known = request.prompt_name, self.card.prompts
+        if request.prompt is not None:
+            if name is not None:
+                raise InvalidRequest(f"both prompt and prompt_name {name!r} are given; give one of them", "prompt")
+            if request.prompt and not has_text:
+                raise InvalidRequest("prompt needs text inputs; token ids are taken as they are", "prompt")
+            return request.prompt
         if name is None:
             default = self.card.default_prompt_name
             return known[default] if default is not None else ""
@@ -153,6 +160,20 @@ class Intake:
         if not has_text:
             raise InvalidRequest("prompt_name needs text inputs; token ids are taken as they are", "prompt_name")
         return known[name]
+
+    def _left_out(self, request: PoolingRequest, task: str, limit: int | None) -> int:
+        """How many tokens at the beginning of a text are its prompt's and not pooled."""
+        prompt = "" if self.card.include_prompt or task != "embed" else self._prompt(request, True)
+        if not prompt:
+            return 0
+        if limit is not None and (request.truncation_side or self._tokenizer.truncation_side) == "left":
+            raise InvalidRequest(
+                f"{self.card.name!r} leaves prompts out of the pooling, so texts behind one are cut at the end only; "
+                "set truncation_side to right",
+                "truncation_side",
+            )
+        prompt = prompt.lower() if self.card.lower_case else prompt
+        return self._tokenizer.prompt_tokens(prompt, request.add_special_tokens)
 
     def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, limit: int | None) -> Ids:
         ids = _as_ids(item, index)
@@ -164,6 +185,21 @@ class Intake:
         if len(ids) > self.card.max_model_len:
             raise _too_many_tokens(str(len(ids)), len(ids), self.card.max_model_len, index, count)
         return ids
+
+
+def _behind(left_out: int, ids: Ids) -> Ids | None:
+    """The segments of a text whose first tokens are not pooled."""
+    if not left_out:
+        return None
+    if left_out >= len(ids):
+        raise InvalidRequest(
+            f"the prompt has {left_out} tokens, which the model does not pool, and of the {len(ids)} tokens of prompt "
+            "and text none is left; shorten the prompt or truncate to more tokens",
+            "prompt",
+        )
+    segments = np.zeros(len(ids), np.int32)
+    segments[:left_out] = -1
+    return segments
 
 
 def _is_pair(item: Any) -> bool:
@@ -188,10 +224,32 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     second = batch.second
     if second is not None and (len(second) != len(batch) or (second < 0).any() or not card.token_types):
         raise InvalidRequest("`second` is for pairs of a model with token types, one number for each input", "input")
+    if batch.segments is not None or batch.by_segment:
+        _check_segments(batch, card)
     if int(batch.lengths.max()) > card.max_model_len:
         index = int(batch.lengths.argmax())
         given = int(batch.lengths[index])
         raise _too_many_tokens(str(given), given, card.max_model_len, index, len(batch))
+
+
+def _check_segments(batch: PackedBatch, card: ModelCard) -> None:
+    segments = batch.segments
+    if batch.task != "embed" or segments is None or len(segments) != batch.tokens:
+        raise InvalidRequest("`segments` is for embed, one number for each token", "input")
+    pooled = segments >= 0
+    # Of the segments that an input's tokens name, none goes back, none is left out, and the first is 0.
+    inputs = np.repeat(np.arange(len(batch)), batch.lengths)[pooled]
+    named = segments[pooled]
+    first = np.diff(inputs, prepend=-1) > 0
+    step = np.diff(named, prepend=0)
+    if (
+        len(np.unique(inputs)) != len(batch)
+        or (named[first] != 0).any()
+        or not np.isin(step[~first], (0, 1)).all()
+        or (segments < -1).any()
+        or (not batch.by_segment and named.any())
+    ):
+        raise InvalidRequest("`segments` of each input must count up from 0, with -1 at tokens of none", "input")
 
 
 def check_task(task: str, card: ModelCard) -> None:

@@ -27,6 +27,7 @@ from pooling.outputs import (
     ScoringOutput,
     ScoringRequestOutput,
 )
+from pooling.prompts import Role, role_prompt
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 from pooling.scoring import check_scoring, compare, pair_up
 
@@ -94,17 +95,20 @@ class LLM:
         pooling_task: str | None = None,
         use_tqdm: bool = True,
         prompt_name: str | None = None,
+        prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
         """The pooled hidden states of each prompt, as they are.
 
         prompts: a text, a list of token ids, or a list of either.
-        pooling_task: None is the model's default task. tokenization_kwargs:
+        pooling_task: None is the model's default task. What is put before every
+        text: `prompt`, or the model's prompt of that `prompt_name`; neither: its
+        default prompt, and "" is none at all. tokenization_kwargs:
         `truncate_prompt_tokens`, `truncation_side`, `add_special_tokens`.
         `outputs.data` is a float32 tensor: [dim], or [tokens, dim] for a token
         task. Raises InvalidRequest if one prompt cannot be served; none is then.
         """
-        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs)
+        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt)
         return [
             PoolingRequestOutput(self._id(), PoolingOutput(torch.from_numpy(rows.copy())), ids.tolist())
             for rows, ids in self._run(prompts, asked, use_tqdm)
@@ -117,14 +121,55 @@ class LLM:
         pooling_params: PoolingParams | None = None,
         use_tqdm: bool = True,
         prompt_name: str | None = None,
+        prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """One vector for each prompt; arguments as in encode()."""
-        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs)
+        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
         return [
             EmbeddingRequestOutput(self._id(), EmbeddingOutput(rows.tolist()), ids.tolist())
             for rows, ids in self._run(prompts, asked, use_tqdm)
         ]
+
+    def encode_query(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """embed() for what is searched with: behind the model's prompt `query` where none is given, if it has one."""
+        return self.embed(
+            prompts,
+            pooling_params=pooling_params,
+            use_tqdm=use_tqdm,
+            prompt_name=prompt_name,
+            prompt=self._prompt_of("query", prompt_name, prompt),
+            tokenization_kwargs=tokenization_kwargs,
+        )
+
+    def encode_document(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """embed() for what is searched: behind the first of the model's prompts `document`, `passage` and `corpus`."""
+        return self.embed(
+            prompts,
+            pooling_params=pooling_params,
+            use_tqdm=use_tqdm,
+            prompt_name=prompt_name,
+            prompt=self._prompt_of("document", prompt_name, prompt),
+            tokenization_kwargs=tokenization_kwargs,
+        )
 
     def classify(
         self,
@@ -215,6 +260,10 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _prompt_of(self, role: Role, prompt_name: str | None, prompt: str | None) -> str | None:
+        """What the caller gave, else the model's prompt for the role."""
+        return role_prompt(role, self.card) if prompt is None and prompt_name is None else prompt
+
     def _id(self) -> str:
         return str(next(self._numbers))
 
@@ -251,6 +300,7 @@ class _Asked:
     params: PoolingParams | None
     prompt_name: str | None
     tokenization: Mapping[str, Any] | None
+    prompt: str | None = None
 
     def request(self, inputs: list[Prompt]) -> PoolingRequest:
         known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
@@ -259,7 +309,7 @@ class _Asked:
         if unknown:
             raise InvalidRequest(f"unknown tokenization_kwargs {unknown}; known are {', '.join(known)}")
         params = self.params or PoolingParams()
-        return PoolingRequest(inputs, self.task, params, prompt_name=self.prompt_name, **options)
+        return PoolingRequest(inputs, self.task, params, prompt_name=self.prompt_name, prompt=self.prompt, **options)
 
 
 def _as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:

@@ -58,6 +58,8 @@ class ModelCard:
     second text of a pair is marked for the model.
     matryoshka: the sizes it was trained to be cut to, () for none, None for any
     size up to dim. prompts: Sentence Transformers' prompts by name.
+    include_prompt: whether a prompt's tokens are pooled too. int8_range: what
+    int8 and uint8 vectors cover, where the configuration says so.
     """
 
     name: str
@@ -75,6 +77,8 @@ class ModelCard:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     lower_case: bool = False
+    include_prompt: bool = True
+    int8_range: float | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -86,3 +90,9 @@ class ModelCard:
     def pooler(self) -> ResolvedPooler:
         """That of the default task."""
         return next(iter(self.poolers.values()))
+
+    def normalises(self, task: str, use_activation: bool | None) -> bool:
+        """Whether the task's vectors have length one where a request asks so of the activation."""
+        pooler = self.poolers[task]
+        activate = pooler.activate if use_activation is None else use_activation
+        return activate and pooler.activation == "normalize"

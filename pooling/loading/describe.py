@@ -13,6 +13,7 @@ from pooling.loading.families import Family, family_of
 from pooling.loading.resolve import Facts, resolve
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
+from pooling.loading.vector_settings import check_vector_settings
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
@@ -40,7 +41,9 @@ def describe(spec: ModelSpec) -> Description:
     family = family_of(config.model_type)
     anatomy = anatomy_of(config)
     dim = int(config.hidden_size)
-    poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
+    facts = Facts(spec, config, anatomy, family, files, dim)
+    poolers, scoring = resolve(facts)
+    check_vector_settings(facts, poolers)
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
@@ -57,6 +60,8 @@ def describe(spec: ModelSpec) -> Description:
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,
         lower_case=files.lower_case,
+        include_prompt=files.include_prompt,
+        int8_range=facts.override.int8_range,
     )
     return Description(card, config, anatomy, family, files.backbone)
 
