@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pooling.config import ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InvalidRequest
-from pooling.intake import Intake
+from pooling.intake import Intake, check_task
 from pooling.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -28,6 +28,7 @@ from pooling.outputs import (
     ScoringRequestOutput,
 )
 from pooling.prompts import Role, role_prompt
+from pooling.quantise import Precision, quantiser_for
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 from pooling.scoring import check_scoring, compare, pair_up
 
@@ -119,15 +120,23 @@ class LLM:
         prompts: Prompts,
         *,
         pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
         use_tqdm: bool = True,
         prompt_name: str | None = None,
         prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
-        """One vector for each prompt; arguments as in encode()."""
+        """One vector for each prompt; arguments as in encode().
+
+        precision: `float32`, or `int8`, `uint8`, `binary` or `ubinary`, of which
+        `embedding` then has the integers (pooling/quantise.py); eight numbers
+        share one of the latter two.
+        """
         asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
+        check_task("embed", self.card)
+        quantise = quantiser_for(precision, self.card, pooling_params or PoolingParams())
         return [
-            EmbeddingRequestOutput(self._id(), EmbeddingOutput(rows.tolist()), ids.tolist())
+            EmbeddingRequestOutput(self._id(), EmbeddingOutput(quantise(rows).tolist()), ids.tolist())
             for rows, ids in self._run(prompts, asked, use_tqdm)
         ]
 
@@ -136,6 +145,7 @@ class LLM:
         prompts: Prompts,
         *,
         pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
         use_tqdm: bool = True,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -145,6 +155,7 @@ class LLM:
         return self.embed(
             prompts,
             pooling_params=pooling_params,
+            precision=precision,
             use_tqdm=use_tqdm,
             prompt_name=prompt_name,
             prompt=self._prompt_of("query", prompt_name, prompt),
@@ -156,6 +167,7 @@ class LLM:
         prompts: Prompts,
         *,
         pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
         use_tqdm: bool = True,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -165,6 +177,7 @@ class LLM:
         return self.embed(
             prompts,
             pooling_params=pooling_params,
+            precision=precision,
             use_tqdm=use_tqdm,
             prompt_name=prompt_name,
             prompt=self._prompt_of("document", prompt_name, prompt),
