@@ -28,8 +28,8 @@ from pooling.outputs import (
     ScoringRequestOutput,
 )
 from pooling.prompts import Role, role_prompt
-from pooling.quantise import Precision, quantiser_for
-from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
+from pooling.quantise import Precision, Quantiser, quantiser_for
+from pooling.request import Chunks, Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 from pooling.scoring import check_scoring, compare, pair_up
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -133,8 +133,7 @@ class LLM:
         share one of the latter two.
         """
         asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
-        check_task("embed", self.card)
-        quantise = quantiser_for(precision, self.card, pooling_params or PoolingParams())
+        quantise = self._quantiser(precision, pooling_params)
         return [
             EmbeddingRequestOutput(self._id(), EmbeddingOutput(quantise(rows).tolist()), ids.tolist())
             for rows, ids in self._run(prompts, asked, use_tqdm)
@@ -183,6 +182,37 @@ class LLM:
             prompt=self._prompt_of("document", prompt_name, prompt),
             tokenization_kwargs=tokenization_kwargs,
         )
+
+    def embed_late(
+        self,
+        documents: Sequence[Sequence[str]],
+        *,
+        separator: str = " ",
+        pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[list[EmbeddingRequestOutput]]:
+        """Late chunking: a vector for each chunk of each document, read in the context of the whole document.
+
+        documents: the chunks of each, in order, joined by `separator` into one
+        text of at most the model's max_model_len tokens. A chunk's vector is the
+        mean of its tokens' contextual states; special tokens, prompts and
+        separators are in none. Other arguments as in embed(). Raises
+        InvalidRequest for a model that does not pool MEAN and for a chunk without
+        a token. Source: Guenther et al. 2024, arXiv:2409.04701.
+        """
+        if isinstance(documents, str) or any(isinstance(document, str) for document in documents):
+            raise InvalidRequest("embed_late takes documents, each a list of its chunks; a text is given", "documents")
+        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
+        quantise = self._quantiser(precision, pooling_params)
+        read = self._run([Chunks(tuple(document), separator) for document in documents], asked, use_tqdm)
+        return [
+            [EmbeddingRequestOutput(self._id(), EmbeddingOutput(row.tolist()), ids.tolist()) for row in quantise(rows)]
+            for rows, ids in read
+        ]
 
     def classify(
         self,
@@ -276,6 +306,10 @@ class LLM:
     def _prompt_of(self, role: Role, prompt_name: str | None, prompt: str | None) -> str | None:
         """What the caller gave, else the model's prompt for the role."""
         return role_prompt(role, self.card) if prompt is None and prompt_name is None else prompt
+
+    def _quantiser(self, precision: str, params: PoolingParams | None) -> Quantiser:
+        check_task("embed", self.card)
+        return quantiser_for(precision, self.card, params or PoolingParams())
 
     def _id(self) -> str:
         return str(next(self._numbers))

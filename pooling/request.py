@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 Rows = NDArray[np.float32]
 Pair = tuple[str, str]
-Prompt = str | Sequence[int] | Ids | Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A text in chunks, for late chunking: read as one, `separator` between them, with a vector for each chunk."""
+
+    texts: tuple[str, ...]
+    separator: str = " "
+
+
+Prompt = str | Sequence[int] | Ids | Pair | Chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +43,8 @@ class PoolingParams:
 class PoolingRequest:
     """What a caller asks for, before tokenising.
 
-    inputs: texts, lists of token ids, or pairs of a query and a document for a
-    model that reads them together. max_tokens_per_query and max_tokens_per_doc
+    inputs: texts, lists of token ids, pairs of a query and a document for a
+    model that reads them together, or Chunks. max_tokens_per_query and max_tokens_per_doc
     cut each text of a pair, special tokens not counted; None: not at all.
     truncate_prompt_tokens: None refuses an over-long input, -1 cuts it to what
     the model takes, k > 0 to k tokens, special tokens counted. truncation_side
@@ -66,6 +76,13 @@ class TokenizedInput(NamedTuple):
     segments: Ids | None = None
 
 
+class Frame(NamedTuple):
+    """Tokens that texts begin and end with beside their own words: special ones and those of a prompt."""
+
+    head: Ids
+    tail: Ids
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Inputs of one request laid end to end, without padding.
@@ -76,7 +93,8 @@ class PackedBatch:
     segments [tokens] int32, where not all tokens of an input are pooled into its
     vector: -1 at a token that is not, else to which of the input's vectors it
     counts, from 0 on without a gap. by_segment: whether an input has a vector
-    for each segment; otherwise it has the one of segment 0.
+    for each segment; otherwise it has the one of segment 0. frame: what every
+    chunk of an input that is too long repeats, where the model's chunks do.
     """
 
     ids: Ids
@@ -86,6 +104,7 @@ class PackedBatch:
     second: Ids | None = None
     segments: Ids | None = None
     by_segment: bool = False
+    frame: Frame | None = None
 
     @classmethod
     def pack(cls, inputs: Sequence[TokenizedInput], task: str, params: PoolingParams) -> "PackedBatch":
@@ -108,7 +127,8 @@ class PackedBatch:
             return batches[0]
         ids, lengths = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "lengths"))
         second, segments = join_second(batches), join_segments(batches)
-        return replace(batches[0], ids=ids, lengths=lengths, second=second, segments=segments)
+        frame = next((batch.frame for batch in batches if batch.frame is not None), None)
+        return replace(batches[0], ids=ids, lengths=lengths, second=second, segments=segments, frame=frame)
 
     def __len__(self) -> int:
         return len(self.lengths)

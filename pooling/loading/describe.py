@@ -43,14 +43,15 @@ def describe(spec: ModelSpec) -> Description:
     dim = int(config.hidden_size)
     facts = Facts(spec, config, anatomy, family, files, dim)
     poolers, scoring = resolve(facts)
-    check_vector_settings(facts, poolers)
+    max_model_len = _max_model_len(spec, config, family, files)
+    check_vector_settings(facts, poolers, max_model_len)
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
         architecture=anatomy.architecture,
         model_type=config.model_type,
         dim=dim,
-        max_model_len=_max_model_len(spec, config, family, files),
+        max_model_len=max_model_len,
         vocab_size=int(config.vocab_size),
         poolers=poolers,
         scoring=scoring,
@@ -62,6 +63,9 @@ def describe(spec: ModelSpec) -> Description:
         lower_case=files.lower_case,
         include_prompt=files.include_prompt,
         int8_range=facts.override.int8_range,
+        chunked=facts.override.enable_chunked_processing,
+        max_embed_len=facts.override.max_embed_len,
+        chunk_overlap=facts.override.chunk_overlap,
     )
     return Description(card, config, anatomy, family, files.backbone)
 

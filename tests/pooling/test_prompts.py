@@ -123,6 +123,13 @@ def test_inputs_with_and_without_a_prompt_share_a_request(instructor: Path) -> N
         assert relative_error(mixed, np.concatenate(alone)) < _ROUNDING
 
 
+def test_token_ids_have_no_prompt_to_leave_out(instructor: Path) -> None:
+    _write(instructor / "config_sentence_transformers.json", default_prompt_name="query")
+    intake = Intake.load(ModelSpec(source=str(instructor)))
+    batch = intake.tokenize(PoolingRequest([[5, 6, 7]], truncate_prompt_tokens=2, truncation_side="left"))
+    assert (batch.ids.tolist(), batch.segments) == ([6, 7], None)
+
+
 def test_token_vectors_of_a_prompt_are_answered_all_the_same(instructor: Path) -> None:
     with LLM(str(instructor), dtype="float32") as llm:
         (answer,) = llm.encode("text", pooling_task="token_embed", prompt_name="query", use_tqdm=False)
