@@ -14,6 +14,7 @@ from pooling.loading.model_config import read_config, refuse_own_code
 from pooling.loading.resolve import Facts, resolve
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
+from pooling.loading.vector_settings import check_vector_settings
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
@@ -52,14 +53,17 @@ def _describe(spec: ModelSpec) -> Description:
     anatomy = anatomy_of(config)
     refuse_own_code(anatomy.architecture, config)
     dim = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT may project its answer
-    poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
+    facts = Facts(spec, config, anatomy, family, files, dim)
+    poolers, scoring = resolve(facts)
+    max_model_len = _max_model_len(spec, config, family, files)
+    check_vector_settings(facts, poolers, max_model_len)
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
         architecture=anatomy.architecture,
         model_type=config.model_type,
         dim=dim,
-        max_model_len=_max_model_len(spec, config, family, files),
+        max_model_len=max_model_len,
         vocab_size=int(config.vocab_size),
         poolers=poolers,
         scoring=scoring,
@@ -69,6 +73,11 @@ def _describe(spec: ModelSpec) -> Description:
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,
         lower_case=files.lower_case,
+        include_prompt=files.include_prompt,
+        int8_range=facts.override.int8_range,
+        chunked=facts.override.enable_chunked_processing,
+        max_embed_len=facts.override.max_embed_len,
+        chunk_overlap=facts.override.chunk_overlap,
     )
     return Description(card, config, anatomy, family, files.backbone)
 

@@ -30,7 +30,10 @@ _SETTINGS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class SentenceTransformersFiles:
-    """pooling_type and normalize are None where the files are silent (no modules.json)."""
+    """pooling_type and normalize are None where the files are silent (no modules.json).
+
+    include_prompt: whether the tokens of a prompt are pooled too.
+    """
 
     backbone: Path
     pooling_type: SequencePooling | None = None
@@ -40,6 +43,7 @@ class SentenceTransformersFiles:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity: Similarity | None = None
+    include_prompt: bool = True
 
 
 def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
@@ -55,13 +59,13 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
         return SentenceTransformersFiles(
             directory, None, None, length, lower_case, prompts, default_prompt_name, similarity
         )
-    backbone, pooling_type, normalize = directory, None, False
+    backbone, pooling_type, normalize, include_prompt = directory, None, False, True
     for module in read_json(modules_file):
         kind, place = str(module["type"]).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
         if kind == "Transformer":
             backbone = place
         elif kind == "Pooling":
-            pooling_type = _pooling(place / "config.json", bool(prompts))
+            pooling_type, include_prompt = _pooling(place / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Dropout":  # Dropout does nothing outside training
@@ -71,7 +75,15 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
             )
     length, lower_case = _settings(backbone)
     return SentenceTransformersFiles(
-        backbone, pooling_type, normalize, length, lower_case, prompts, default_prompt_name, similarity
+        backbone,
+        pooling_type,
+        normalize,
+        length,
+        lower_case,
+        prompts,
+        default_prompt_name,
+        similarity,
+        include_prompt,
     )
 
 
@@ -85,7 +97,8 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file.name} cannot be read as JSON: {error}") from None
 
 
-def _pooling(file: Path, has_prompts: bool) -> SequencePooling:
+def _pooling(file: Path) -> tuple[SequencePooling, bool]:
+    """How the module pools, and whether the tokens of a prompt count."""
     config = read_json(file)
     modes = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True and "mode" in key]
     named = config.get("pooling_mode")
@@ -94,9 +107,7 @@ def _pooling(file: Path, has_prompts: bool) -> SequencePooling:
     if len(modes) != 1 or modes[0] not in _MODES:
         allowed = ", ".join(dict.fromkeys(_MODES.values()))
         raise CheckpointError(f"the Pooling module asks for {modes or 'no mode'}; supported is one of {allowed}")
-    if has_prompts and config.get("include_prompt") is False:
-        raise CheckpointError("the Pooling module leaves prompts out (include_prompt: false), which is not supported")
-    return _MODES[modes[0]]
+    return _MODES[modes[0]], config.get("include_prompt") is not False
 
 
 def _settings(backbone: Path) -> tuple[int | None, bool]:
@@ -111,7 +122,7 @@ def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | N
     """Prompts by name, the default one's name, and how two vectors are compared."""
     file = directory / "config_sentence_transformers.json"
     config = read_json(file) if file.exists() else {}
-    prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
+    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
     default = config.get("default_prompt_name")
     if default is not None and default not in prompts:
         known = ", ".join(sorted(prompts)) or "none"

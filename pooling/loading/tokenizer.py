@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
@@ -23,10 +24,11 @@ class TextTokenizer:
     all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
     """
 
-    def __init__(self, backend: Tokenizer, truncation_side: Side) -> None:
+    def __init__(self, backend: Tokenizer, truncation_side: Side, special_ids: frozenset[int] = frozenset()) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._special_ids = special_ids
         self.truncation_side: Side = truncation_side
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
@@ -46,11 +48,32 @@ class TextTokenizer:
         if not getattr(tokenizer, "is_fast", False):
             raise CheckpointError("the model has no fast tokenizer; add a tokenizer.json")
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        return cls(backend, tokenizer.truncation_side)
+        return cls(backend, tokenizer.truncation_side, frozenset(tokenizer.all_special_ids))
 
     def encode(self, texts: list[str], special: bool) -> list[Ids]:
         """Whole texts, with the model's special tokens if `special`."""
         return [_ids(encoding) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def prompt_ids(self, prompt: str, special: bool) -> Ids:
+        """The tokens of a prompt with the special ones before it, as Sentence Transformers counts them: one at its end
+        is the text's, not the prompt's."""
+        (ids,) = self.encode([prompt], special)
+        return ids[:-1] if len(ids) and int(ids[-1]) in self._special_ids else ids
+
+    def special_ends(self) -> tuple[Ids, Ids]:
+        """The special tokens before and after a text."""
+        encoding = self._backend.encode("a")
+        own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        ids = _ids(encoding)
+        return (ids[: own[0]], ids[own[-1] + 1 :]) if len(own) else (ids, ids[:0])
+
+    def encode_places(self, texts: list[str], special: bool) -> list[tuple[Ids, NDArray[np.int64]]]:
+        """Whole texts, and of each token the place of its last character; -1 for a token of no character."""
+        encoded = self._backend.encode_batch(texts, add_special_tokens=special)
+        return [
+            (_ids(one), np.array([stop - 1 if stop > start else -1 for start, stop in one.offsets], np.int64))
+            for one in encoded
+        ]
 
     def encode_cut(self, texts: list[str], special: bool, limit: int, side: Side | None) -> list[Ids]:
         """Texts cut to `limit` tokens. Without a side the tokenizer's own, special tokens kept;
