@@ -47,6 +47,7 @@ first_families = pytest.mark.parametrize("subject", FAMILIES, indirect=True)
 def test_the_files_are_read_as_they_mean(subject: Subject) -> None:
     card, family = subject.llm.card, subject.family
     assert card.max_model_len == family.max_model_len
+    assert card.dim == subject.vectors.shape[1]
     assert card.pooler.pooling_type == family.expected_pooling
     assert card.pooler.normalize == family.normalize
     assert card.tasks == ("embed", "token_embed")

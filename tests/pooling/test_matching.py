@@ -16,6 +16,7 @@ from pooling.attention import NAME
 from pooling.errors import CheckpointError
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import describe
+from pooling.loading.matching import match
 from pooling.loading.model import load_model
 from tests.checkpoints import EVERY
 from tests.checkpoints.writing import copy_with, read_json, write_json
@@ -121,6 +122,19 @@ def test_pieces_that_do_not_make_a_whole_are_refused_by_name(
         LLM(str(copy_with(checkpoint(family), tmp_path, tensors)), dtype="float32")
     for part in named:
         assert part in refused.value.detail
+
+
+def test_an_embedding_saved_under_both_its_names_is_read_once(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    both = _both_names(load_file(checkpoint("t5") / "model.safetensors"))
+    description = describe(ModelSpec(source=str(copy_with(checkpoint("t5"), tmp_path, both))))
+    files = Checkpoint(description.backbone)
+    model = load_model(files, description.config, NAME, torch.float32, torch.device("cpu"))
+    found = match(model, files, description.config)
+    assert (found.twins, set(found.source_of) & set(found.twins)) == (
+        {"encoder.embed_tokens.weight": "shared.weight"},
+        set(),
+    )
+    assert model.encoder.embed_tokens.weight.data_ptr() == model.shared.weight.data_ptr()
 
 
 def test_an_unknown_layout_beside_own_code_says_so(checkpoint: Checkpoints, tmp_path: Path) -> None:
