@@ -201,11 +201,12 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     """Runs two inputs together and each alone; returns what is wrong, None if nothing is.
 
     Two questions. Does an input leak into another? Exact in any dtype: changing
-    one must not change the other's rows by a bit (where a token chooses among
-    experts, an expert's tokens are one product, whose rounding depends on how
-    many they are: there it must stay within rounding). Are the rows those of
+    one must not change the other's rows by a bit. Are the rows those of
     transformers' own eager attention? Within rounding, where a wrong mask,
     window or position shows as 0.05 and more.
+    Where a token chooses among experts, an expert's tokens are one product,
+    whose rounding depends on how many they are, and rounding may choose another
+    expert: there both questions are asked within rounding, and more of it.
     """
     limit = description.card.max_model_len
     window = getattr(description.config, "sliding_window", None) or 0
@@ -214,14 +215,15 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     draw = np.random.default_rng(0)
     a, b, other = (_draw(draw, size, description) for size in (long, short, short))
     c = _draw(draw, long, description)
-    allowed = 1e-3 if dtype == torch.float32 else 0.05
+    experts = _has_experts(description.config)
+    allowed = 1e-3 if dtype == torch.float32 else 0.2 if experts else 0.05
     with torch.inference_mode():
         together = _run(forward, a, b)
         leak = max(
             _difference(_run(forward, a, other)[:long], together[:long]),
             _difference(_run(forward, c, b)[long:], together[long:]),
         )
-        if leak > (allowed if _has_experts(description.config) else 0.0):
+        if leak > (allowed if experts else 0.0):
             return "an input changes when another one does"
         ours = model.config._attn_implementation
         model.set_attn_implementation("eager")
