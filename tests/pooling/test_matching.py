@@ -109,6 +109,12 @@ _EXPERT = "model.layers.1.mlp.experts.11.{}_proj.weight"
         ("qwen3-moe", lambda tensors: tensors.update({"model.layers.9.mlp.gate.weight": torch.ones(1)}), ["layers.9"]),
         ("nomic", lambda tensors: tensors.pop("encoder.layers.1.attn.Wqkv.weight"), ["lacks", "q_proj", "v_proj"]),
         ("nomic", lambda tensors: _cut(tensors, "encoder.layers.1.attn.Wqkv.weight"), ["Wqkv", "q_proj"]),
+        (
+            "nomic",
+            lambda tensors: tensors.update({"layers.1.self_attn.k_proj.weight": torch.ones(64, 64)}),
+            ["both fill"],
+        ),
+        ("bert", lambda tensors: tensors.update({"bert.embeddings.LayerNorm.bias": torch.ones(64)}), ["both fill"]),
         ("t5-pair", lambda tensors: tensors.pop("shared.weight"), ["lacks", "embed_tokens"]),
         ("t5-pair", lambda tensors: tensors.update({"decoder.block.7.flux": torch.ones(1)}), ["unknown", "flux"]),
     ],
