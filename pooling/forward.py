@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,7 +70,8 @@ def choose_forward(
         if reason is None:
             return packed
     log.warning("%s: running padded, which is slower: %s", name, reason)
-    model.set_attn_implementation(_padded_attention(model))
+    for config in _configs(model):
+        config._attn_implementation = _padded_attention(model)
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
     if reason is not None:
@@ -225,12 +228,28 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
         )
         if leak > (allowed if experts else 0.0):
             return "an input changes when another one does"
-        ours = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
-        model.set_attn_implementation(ours)
+        with _eager(model):
+            alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
     error = _difference(together, alone)
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    for config, _ in before:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, attention in before:
+            config._attn_implementation = attention
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Those of its parts too: some have a copy, which model.set_attn_implementation does not reach (UMT5 in 5.17)."""
+    parts = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in parts if isinstance(config, PreTrainedConfig)}.values())
 
 
 def _difference(rows: Tensor, truth: Tensor) -> float:
