@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,7 +78,8 @@ def choose_forward(
         if reason is None:
             return packed, loaded.heads
     log.warning("%s: running padded, which is slower: %s", name, reason)
-    model.set_attn_implementation(_padded_attention(model))
+    for config in _configs(model):
+        config._attn_implementation = _padded_attention(model)
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
     if reason is not None:
@@ -220,11 +222,12 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     """Runs two inputs together and each alone; returns what is wrong, None if nothing is.
 
     Two questions. Does an input leak into another? Exact in any dtype: changing
-    one must not change the other's rows by a bit (where a token chooses among
-    experts, an expert's tokens are one product, whose rounding depends on how
-    many they are: there it must stay within rounding). Are the rows those of
+    one must not change the other's rows by a bit. Are the rows those of
     transformers' own eager attention? Within rounding, where a wrong mask,
     window or position shows as 0.05 and more.
+    Where a token chooses among experts, an expert's tokens are one product,
+    whose rounding depends on how many they are, and rounding may choose another
+    expert: there both questions are asked within rounding, and more of it.
     """
     limit = description.card.max_model_len
     window = getattr(description.config, "sliding_window", None) or 0
@@ -233,21 +236,38 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     draw = np.random.default_rng(0)
     a, b, other = (_draw(draw, size, description) for size in (long, short, short))
     c = _draw(draw, long, description)
-    allowed = 1e-3 if dtype == torch.float32 else 0.05
+    experts = _has_experts(description.config)
+    allowed = 1e-3 if dtype == torch.float32 else 0.2 if experts else 0.05
     with torch.inference_mode():
         together = _run(forward, a, b)
         leak = max(
             _difference(_run(forward, a, other)[:long], together[:long]),
             _difference(_run(forward, c, b)[long:], together[long:]),
         )
-        if leak > (allowed if _has_experts(description.config) else 0.0):
+        if leak > (allowed if experts else 0.0):
             return "an input changes when another one does"
-        ours = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
-        model.set_attn_implementation(ours)
+        with _eager(model):
+            alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
     error = _difference(together, alone)
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    for config, _ in before:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, attention in before:
+            config._attn_implementation = attention
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Those of its parts too: some have a copy, which model.set_attn_implementation does not reach (UMT5 in 5.17)."""
+    parts = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in parts if isinstance(config, PreTrainedConfig)}.values())
 
 
 def _difference(rows: Tensor, truth: Tensor) -> float:

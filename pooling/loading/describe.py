@@ -103,11 +103,11 @@ def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, fi
 
 
 def _position_limit(config: PreTrainedConfig, family: Family) -> int | None:
-    table = getattr(config, "max_position_embeddings", None)
+    table: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
+    if table is not None and rope.get("rope_type") == "longrope":
         # Beyond this, other frequencies count for the whole batch, so an input's answer would depend on the others.
-        table = min(rope["original_max_position_embeddings"], table)
+        table = min(rope.get("original_max_position_embeddings", table), table)
     if table is None or not family.positions_after_pad:
         return table
     return int(table) - int(config.pad_token_id) - 1

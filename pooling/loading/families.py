@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
 from pooling.config import PoolingType
 
 
@@ -35,6 +37,7 @@ _DECODER = Family(packed=True, pooling_type="LAST")
 _T5 = Family(packed=True, pooling_type="MEAN", position_bias=True)
 # Never call the attention interface, so a packed row would mix its inputs; wrong by about 0.1 without an error.
 _PADDED_ENCODER = Family(packed=False, pooling_type="CLS")
+_PADDED_FAIRSEQ = Family(packed=False, pooling_type="CLS", positions_after_pad=True)
 _PADDED_DECODER = Family(packed=False, pooling_type="LAST")
 
 FAMILIES: dict[str, Family] = {
@@ -70,12 +73,17 @@ FAMILIES: dict[str, Family] = {
     "t5": _T5,
     "mt5": _T5,
     "umt5": _T5,
-    "mpnet": Family(packed=False, pooling_type="CLS", positions_after_pad=True),
+    "mpnet": _PADDED_FAIRSEQ,
     "deberta": _PADDED_ENCODER,
     "deberta-v2": _PADDED_ENCODER,
     # Scales an input's embeddings by the share of mask tokens in its row, which packed would be everyone's.
-    "esm": Family(packed=False, pooling_type="CLS", positions_after_pad=True),
+    "esm": _PADDED_FAIRSEQ,
     "bloom": Family(packed=False, pooling_type="LAST", position_bias=True),
+    # Here for their tables of positions, which are two longer than their inputs may be.
+    "data2vec-text": _PADDED_FAIRSEQ,
+    "ibert": _PADDED_FAIRSEQ,
+    "roberta-prelayernorm": _PADDED_FAIRSEQ,
+    "xmod": _PADDED_FAIRSEQ,
 }
 
 # Families that transformers has under another name; their own code does no more than set these values.
@@ -83,5 +91,9 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {"llama_bidirec": ("llama", {"is_
 
 
 def family_of(model_type: str) -> Family:
-    """The row of a family; one without a row runs padded, which every transformers model supports."""
-    return FAMILIES.get(model_type, _PADDED_DECODER)
+    """The row of a family; one without a row runs padded, which every transformers model supports.
+
+    What has a masked language model is an encoder.
+    """
+    unlisted = _PADDED_ENCODER if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else _PADDED_DECODER
+    return FAMILIES.get(model_type, unlisted)

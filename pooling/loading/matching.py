@@ -67,22 +67,7 @@ class Match:
 def match(model: Any, checkpoint: Checkpoint, config: PreTrainedConfig) -> Match:
     """Raises CheckpointError unless every tensor of the model is filled once and every other one is known."""
     names = _Names(model)
-    source_of: dict[str, str] = {}
-    sources: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    unused: list[str] = []
-    for name in sorted(checkpoint.names, key=_natural):
-        own, pattern = names.own(name)
-        if own is None:
-            unused.append(name)
-        elif pattern is not None:
-            sources[own][pattern].append(name)
-        elif own in source_of and _REBUILT.search(name):
-            continue  # ESM's layers each saved the frequencies that they now share
-        elif own in source_of:
-            raise CheckpointError(f"tensors {source_of[own]!r} and {name!r} both fill {own!r}; one is allowed")
-        else:
-            source_of[own] = name
-    pieces = tuple(names.pieces(own, dict(by_pattern)) for own, by_pattern in sources.items())
+    source_of, pieces, unused = _sort(checkpoint.names, names)
     filled = {*source_of, *(target for item in pieces for target in item.targets)}
     twins = _twins(model, filled)
     hint = "; it may be laid out for code of its own, which is never run" if getattr(config, "auto_map", None) else ""
@@ -93,6 +78,29 @@ def match(model: Any, checkpoint: Checkpoint, config: PreTrainedConfig) -> Match
         if checkpoint.shape(name) != names.wanted[own]:
             raise _misshapen(f"tensor {name!r}", checkpoint.shape(name), names.wanted[own])
     return Match({own: name for own, name in source_of.items() if own not in twins}, pieces, twins)
+
+
+def _sort(stored: list[str], names: "_Names") -> tuple[dict[str, str], tuple[Pieces, ...], list[str]]:
+    """The stored tensors that fill one of the model whole, those that are pieces of some, and the rest."""
+    source_of: dict[str, str] = {}
+    sources: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    unused: list[str] = []
+    for name in sorted(stored, key=_natural):
+        own, pattern = names.own(name)
+        if own is None:
+            unused.append(name)
+        elif pattern is not None:
+            sources[own][pattern].append(name)
+        elif own not in source_of:
+            source_of[own] = name
+        elif not _REBUILT.search(name):  # ESM's layers each saved the frequencies that they now share
+            raise _twice(source_of[own], name, own)
+    pieces = tuple(names.pieces(own, dict(by_pattern)) for own, by_pattern in sources.items())
+    for item in pieces:
+        for target in item.targets:
+            if target in source_of:
+                raise _twice(source_of[target], next(iter(item.sources.values()))[0], target)
+    return source_of, pieces, unused
 
 
 class _Names:
@@ -193,3 +201,7 @@ def _refuse(verb: str, names: list[str], hint: str) -> None:
 
 def _misshapen(what: str, shape: Iterable[int], wanted: Iterable[int]) -> CheckpointError:
     return CheckpointError(f"{what} has shape {list(shape)}; the configuration asks for {list(wanted)}")
+
+
+def _twice(first: str, second: str, own: str) -> CheckpointError:
+    return CheckpointError(f"tensors {first!r} and {second!r} both fill {own!r}; one is allowed")

@@ -1,5 +1,6 @@
 """read_config(): config.json -> transformers' config; what transformers would read wrongly is refused or put right."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from pooling.errors import CheckpointError
 from pooling.loading.families import FAMILIES, TWINS
 from pooling.loading.sentence_transformers import read_json
+
+log = logging.getLogger("raypool")
 
 # Of NomicBERT's own config.json and what transformers calls the same: it does not read the former, its defaults apply.
 _NOMIC_NAMES = {
@@ -50,8 +53,10 @@ def read_config(backbone: Path) -> PreTrainedConfig:
 
 def refuse_own_code(architecture: str, config: PreTrainedConfig) -> None:
     """A class that transformers does not have may differ from its family in anything, e.g. see tokens that follow."""
-    if getattr(config, "auto_map", None) and architecture not in dir(transformers):
-        raise _needs_own_code(f"architecture {architecture}")
+    if getattr(config, "auto_map", None):
+        if architecture not in dir(transformers):
+            raise _needs_own_code(f"architecture {architecture}")
+        log.warning("the model's own code is not run; transformers' %s is, which should be the same", architecture)
 
 
 def _read(backbone: Path, raw: dict[str, Any]) -> PreTrainedConfig:

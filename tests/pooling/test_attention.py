@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pooling.attention import Packing, PackingSlot, packed_attention
+from pooling.attention import Packing, PackingSlot, bind, packed_attention
 
 LENGTHS = [40, 17, 17, 17, 5, 1]
 
@@ -91,6 +91,20 @@ def test_a_position_bias_is_each_input_s_own(causal: bool) -> None:
             scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
         expected = (scores.softmax(-1) @ v[0, :, place]).transpose(0, 1)
         assert float((answer[0, place] - expected).abs().max()) < 1e-5
+
+
+def test_a_position_bias_is_built_for_the_longest_input_not_for_the_row() -> None:
+    """A row of 16,384 tokens would ask for a bias of 1 GiB a head."""
+
+    class Biased(Layer):
+        def compute_bias(self, queries: int, keys: int, device: Any = None, past_seen_tokens: int = 0) -> torch.Tensor:
+            return torch.zeros(1, 2, queries, keys)
+
+    layer = Biased()
+    slot = bind(layer)
+    assert layer.compute_bias(17, 17).shape == (1, 2, 17, 17)  # nothing is packed: as the model has it
+    slot.packing = Packing.of([12, 5])
+    assert layer.compute_bias(17, 17, device=None, past_seen_tokens=0).shape == (1, 2, 12, 12)
 
 
 @pytest.mark.parametrize(

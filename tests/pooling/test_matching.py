@@ -16,6 +16,7 @@ from pooling.attention import NAME
 from pooling.errors import CheckpointError
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import describe
+from pooling.loading.matching import match
 from pooling.loading.model import load_model
 from tests.checkpoints import EVERY
 from tests.checkpoints.writing import copy_with, read_json, write_json
@@ -108,6 +109,12 @@ _EXPERT = "model.layers.1.mlp.experts.11.{}_proj.weight"
         ("qwen3-moe", lambda tensors: tensors.update({"model.layers.9.mlp.gate.weight": torch.ones(1)}), ["layers.9"]),
         ("nomic", lambda tensors: tensors.pop("encoder.layers.1.attn.Wqkv.weight"), ["lacks", "q_proj", "v_proj"]),
         ("nomic", lambda tensors: _cut(tensors, "encoder.layers.1.attn.Wqkv.weight"), ["Wqkv", "q_proj"]),
+        (
+            "nomic",
+            lambda tensors: tensors.update({"layers.1.self_attn.k_proj.weight": torch.ones(64, 64)}),
+            ["both fill"],
+        ),
+        ("bert", lambda tensors: tensors.update({"bert.embeddings.LayerNorm.bias": torch.ones(64)}), ["both fill"]),
         ("t5-pair", lambda tensors: tensors.pop("shared.weight"), ["lacks", "embed_tokens"]),
         ("t5-pair", lambda tensors: tensors.update({"decoder.block.7.flux": torch.ones(1)}), ["unknown", "flux"]),
     ],
@@ -121,6 +128,19 @@ def test_pieces_that_do_not_make_a_whole_are_refused_by_name(
         LLM(str(copy_with(checkpoint(family), tmp_path, tensors)), dtype="float32")
     for part in named:
         assert part in refused.value.detail
+
+
+def test_an_embedding_saved_under_both_its_names_is_read_once(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    both = _both_names(load_file(checkpoint("t5") / "model.safetensors"))
+    description = describe(ModelSpec(source=str(copy_with(checkpoint("t5"), tmp_path, both))))
+    files = Checkpoint(description.backbone)
+    model = load_model(files, description.config, NAME, torch.float32, torch.device("cpu"))
+    found = match(model, files, description.config)
+    assert (found.twins, set(found.source_of) & set(found.twins)) == (
+        {"encoder.embed_tokens.weight": "shared.weight"},
+        set(),
+    )
+    assert model.encoder.embed_tokens.weight.data_ptr() == model.shared.weight.data_ptr()
 
 
 def test_an_unknown_layout_beside_own_code_says_so(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pooling import LLM, ModelSpec, PoolerConfig
 from pooling.errors import CheckpointError, ConfigError
 from pooling.forward import obstacle
 from pooling.loading.describe import Description, describe
-from pooling.loading.families import FAMILIES
+from pooling.loading.families import FAMILIES, family_of
 from tests.checkpoints.writing import read_json, write_json
 
 Described = Callable[..., Description]
@@ -48,8 +48,19 @@ def test_code_of_the_models_own_is_refused(described: Described, family: str, va
         described(family, auto_map={"AutoModel": "modeling.Model"}, **values)
 
 
-def test_own_code_beside_a_class_of_transformers_is_left_alone(described: Described) -> None:
+def test_own_code_beside_a_class_of_transformers_is_left_alone_and_named(
+    described: Described, caplog: pytest.LogCaptureFixture
+) -> None:
     assert described("eurobert", auto_map={"AutoModel": "modeling_eurobert.EuroBertModel"}).card.dim == 64
+    assert "own code is not run; transformers' EuroBertModel is" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "pooling"),
+    [("bert", True, "CLS"), ("llama", True, "LAST"), ("roformer", False, "CLS"), ("mixtral", False, "LAST")],
+)
+def test_a_family_that_is_not_listed_is_padded_and_pooled_as_its_kind(kind: str, packed: bool, pooling: str) -> None:
+    assert (family_of(kind).packed, family_of(kind).pooling_type) == (packed, pooling)
 
 
 @pytest.mark.parametrize(
