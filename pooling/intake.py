@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from pooling.config import ModelSpec
 from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
-from pooling.loading.card import ModelCard
+from pooling.loading.card import ModelCard, Side
 from pooling.loading.describe import describe
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.request import Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
-from pooling.tasks import TASKS
+from pooling.tasks import TASKS, parts_of
 
+# Where a model has no prompt of its side's name, Sentence Transformers looks for these.
+_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 EMPTY = "The decoder prompt cannot be empty"
 
 
@@ -32,7 +34,11 @@ class Intake:
     def load(cls, spec: ModelSpec) -> Self:
         """Reads the model's small files. Raises StartupError of the fitting kind."""
         description = describe(spec)
-        return cls(description.card, TextTokenizer.load(description.backbone))
+        return cls(description.card, TextTokenizer.load(description.backbone, description.card.markers))
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self._tokenizer
 
     def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it.
@@ -52,15 +58,25 @@ class Intake:
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
         ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, limit)
         by_index = dict(zip(texts, ids, strict=True))
+        side = self._side(request)
         items = [
-            TokenizedInput(by_index[i] if i in by_index else self._ids(item, i, count, request, limit))
+            _expanded(by_index[i] if i in by_index else self._ids(item, i, count, request, limit), side)
             for i, item in enumerate(request.inputs)
         ]
-        return PackedBatch.pack(items, task, request.params)
+        return PackedBatch.pack(items, task, request.params, request.input_type)
+
+    def _side(self, request: PoolingRequest) -> Side | None:
+        return None if request.input_type is None else self.card.sides.get(request.input_type)
+
+    def _most_tokens(self, request: PoolingRequest) -> int:
+        """Tokens that an input may have."""
+        side = self._side(request)
+        most = self.card.max_model_len
+        return most if side is None or side.max_tokens is None else min(most, side.max_tokens)
 
     def _limit(self, request: PoolingRequest) -> int | None:
         """To how many tokens inputs are cut; None: not at all."""
-        asked, most = request.truncate_prompt_tokens, self.card.max_model_len
+        asked, most = request.truncate_prompt_tokens, self._most_tokens(request)
         if asked is None:
             return None
         if asked < -1:
@@ -92,7 +108,7 @@ class Intake:
                 _refuse_empty(ids)
             return cut
         count = len(request.inputs)
-        most = self.card.max_model_len
+        most = self._most_tokens(request)
         most_chars = most * self._tokenizer.max_chars_per_token
         for index, text in enumerate(texts):
             if len(text) > most_chars:
@@ -145,7 +161,8 @@ class Intake:
     def _prompt(self, request: PoolingRequest, has_text: bool) -> str:
         name, known = request.prompt_name, self.card.prompts
         if name is None:
-            default = self.card.default_prompt_name
+            named = next((name for name in _PROMPTS.get(request.input_type or "", ()) if name in known), None)
+            default = named or self.card.default_prompt_name
             return known[default] if default is not None else ""
         if name not in known:
             allowed = ", ".join(sorted(known)) or "none: this model defines no prompts"
@@ -155,6 +172,8 @@ class Intake:
         return known[name]
 
     def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, limit: int | None) -> Ids:
+        if self._side(request) is not None:
+            raise InvalidRequest("input_type needs text inputs; token ids are taken as they are", "input_type")
         ids = _as_ids(item, index)
         _refuse_empty(ids)
         _refuse_out_of_vocabulary(ids, self.card)
@@ -164,6 +183,14 @@ class Intake:
         if len(ids) > self.card.max_model_len:
             raise _too_many_tokens(str(len(ids)), len(ids), self.card.max_model_len, index, count)
         return ids
+
+
+def _expanded(ids: Ids, side: Side | None) -> TokenizedInput:
+    """A query of a multi-vector model, filled up to the length at which the model reads queries."""
+    if side is None or side.expand_to is None or len(ids) >= side.expand_to:
+        return TokenizedInput(ids)
+    more = np.full(side.expand_to - len(ids), side.expansion_id, np.int32)
+    return TokenizedInput(np.concatenate([ids, more]), attended=None if side.attends else len(ids))
 
 
 def _is_pair(item: Any) -> bool:
@@ -188,6 +215,14 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     second = batch.second
     if second is not None and (len(second) != len(batch) or (second < 0).any() or not card.token_types):
         raise InvalidRequest("`second` is for pairs of a model with token types, one number for each input", "input")
+    attended = batch.attended
+    if attended is not None and (
+        len(attended) != len(batch) or (attended < 1).any() or (attended > batch.lengths).any() or not card.sides
+    ):
+        raise InvalidRequest(
+            "`attended` is for queries of a multi-vector model, one number for each input, from 1 to its tokens",
+            "input",
+        )
     if int(batch.lengths.max()) > card.max_model_len:
         index = int(batch.lengths.argmax())
         given = int(batch.lengths[index])
@@ -196,7 +231,8 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
 
 def check_task(task: str, card: ModelCard) -> None:
     """Raises UnsupportedTask naming the tasks that a forward pass of the model can answer."""
-    if task not in card.poolers:
+    parts = parts_of(task)
+    if len(set(parts)) != len(parts) or any(part not in card.poolers for part in parts):
         hint = " (`score` compares two texts: give both to score())" if task == "score" and card.scoring else ""
         raise UnsupportedTask(
             f"Unsupported task: {task!r} Supported tasks: {list(card.poolers)} (parameter=task){hint}", "task"
@@ -205,7 +241,9 @@ def check_task(task: str, card: ModelCard) -> None:
 
 def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
     """Raises InvalidRequest naming what the task's answer may be asked to be."""
-    known = TASKS[task].params
+    known = [
+        name for name in TASKS[parts_of(task)[0]].params if all(name in TASKS[part].params for part in parts_of(task))
+    ]
     given = [one.name for one in fields(params) if getattr(params, one.name) is not None]
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -213,7 +251,7 @@ def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
             f"Task {task!r} only supports {list(known)} parameters, does not support {unknown} parameters", unknown[0]
         )
     _check_dimensions(params.dimensions, card)
-    tag, columns, labels = params.step_tag_id, params.returned_token_ids, len(card.labels)
+    tag, columns, labels = params.step_tag_id, params.returned_token_ids, len(card.labels) or 1
     if tag is not None and not 0 <= tag < card.vocab_size:
         raise InvalidRequest(f"step_tag_id {tag} is out of vocabulary", "step_tag_id")
     if columns is not None and not (columns and all(0 <= column < labels for column in columns)):

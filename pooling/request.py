@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,9 @@ class PoolingRequest:
     cut each text of a pair, special tokens not counted; None: not at all.
     truncate_prompt_tokens: None refuses an over-long input, -1 cuts it to what
     the model takes, k > 0 to k tokens, special tokens counted. truncation_side
-    None means the tokenizer's own.
+    None means the tokenizer's own. input_type: which side of a search the texts
+    are on, for a model that reads queries and documents in two ways; None: on
+    neither.
     """
 
     inputs: Sequence[Prompt]
@@ -50,13 +52,18 @@ class PoolingRequest:
     prompt_name: str | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
+    input_type: Literal["query", "document"] | None = None
 
 
 class TokenizedInput(NamedTuple):
-    """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair."""
+    """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair.
+
+    Only its first `attended` tokens are seen by the others, None: all.
+    """
 
     ids: Ids
     second: int | None = None
+    attended: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,9 @@ class PackedBatch:
     ids [tokens] int32, lengths [inputs] int32 in tokens, all positive.
     second [inputs] int32, where inputs are pairs and the model is told so: the
     token of each input at which its second text begins.
+    attended [inputs] int32, where queries are filled up with tokens that their
+    own do not see: how many of each input's tokens are seen, from its first on.
+    input_type: the side that all inputs are on.
     """
 
     ids: Ids
@@ -73,23 +83,30 @@ class PackedBatch:
     task: str = "embed"
     params: PoolingParams = PoolingParams()
     second: Ids | None = None
+    attended: Ids | None = None
+    input_type: Literal["query", "document"] | None = None
 
     @classmethod
-    def pack(cls, inputs: Sequence[TokenizedInput], task: str, params: PoolingParams) -> "PackedBatch":
+    def pack(
+        cls,
+        inputs: Sequence[TokenizedInput],
+        task: str,
+        params: PoolingParams,
+        input_type: Literal["query", "document"] | None = None,
+    ) -> "PackedBatch":
         lengths = np.fromiter((len(item.ids) for item in inputs), dtype=np.int32, count=len(inputs))
         ids = np.concatenate([item.ids for item in inputs]) if inputs else np.empty(0, np.int32)
-        second = None
-        if any(item.second is not None for item in inputs):
-            second = np.array([len(i.ids) if i.second is None else i.second for i in inputs], np.int32)
-        return cls(ids.astype(np.int32, copy=False), lengths, task, params, second)
+        second, attended = (_given([getattr(item, name) for item in inputs], lengths) for name in _PER_INPUT)
+        return cls(ids.astype(np.int32, copy=False), lengths, task, params, second, attended, input_type)
 
     @classmethod
     def join(cls, batches: Sequence["PackedBatch"]) -> "PackedBatch":
-        """The inputs of several batches as one; task and params are those of the first, which all share."""
+        """The inputs of several batches as one; all but the inputs is that of the first, which all share."""
         if len(batches) == 1:
             return batches[0]
         ids, lengths = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "lengths"))
-        return replace(batches[0], ids=ids, lengths=lengths, second=join_second(batches))
+        second, attended = (join_given(batches, name) for name in _PER_INPUT)
+        return replace(batches[0], ids=ids, lengths=lengths, second=second, attended=attended)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -105,24 +122,41 @@ class PackedBatch:
     def slice(self, start: int, stop: int) -> "PackedBatch":
         """Inputs start..stop as a batch of their own."""
         bounds = self.offsets()
-        second = None if self.second is None else self.second[start:stop]
         ids = self.ids[bounds[start] : bounds[stop]]
-        return replace(self, ids=ids, lengths=self.lengths[start:stop], second=second)
+        return self._part(ids, np.s_[start:stop])
 
     def take(self, inputs: NDArray[np.int64], bounds: NDArray[np.int64]) -> "PackedBatch":
         """The chosen inputs, in that order, as a batch of their own; bounds are offsets()."""
         if len(inputs) == len(self) and (len(inputs) == 1 or np.array_equal(inputs, np.arange(len(inputs)))):
             return self
         ids = np.concatenate([self.ids[bounds[i] : bounds[i + 1]] for i in inputs])
-        second = None if self.second is None else self.second[inputs]
-        return replace(self, ids=ids, lengths=self.lengths[inputs], second=second)
+        return self._part(ids, inputs)
+
+    def _part(self, ids: Ids, inputs: Any) -> "PackedBatch":
+        second, attended = (None if given is None else given[inputs] for given in (self.second, self.attended))
+        return replace(self, ids=ids, lengths=self.lengths[inputs], second=second, attended=attended)
 
 
-def join_second(batches: Sequence[PackedBatch]) -> Ids | None:
-    """`second` of several batches laid end to end; inputs of a batch without one have no second text."""
-    if all(batch.second is None for batch in batches):
+# Tokens counted from an input's first; where one has none, it is as if all its tokens came before.
+_PER_INPUT = ("second", "attended")
+
+
+def join_given(batches: Sequence[PackedBatch], name: str) -> Ids | None:
+    """`second` or `attended` of several batches laid end to end; a batch without it counts all tokens of its inputs."""
+    given = [getattr(batch, name) for batch in batches]
+    if all(counts is None for counts in given):
         return None
-    return np.concatenate([batch.lengths if batch.second is None else batch.second for batch in batches])
+    return np.concatenate(
+        [batch.lengths if counts is None else counts for batch, counts in zip(batches, given, strict=True)]
+    )
+
+
+def _given(counts: Sequence[int | None], lengths: Ids) -> Ids | None:
+    if all(count is None for count in counts):
+        return None
+    return np.array(
+        [length if count is None else count for count, length in zip(counts, lengths, strict=True)], np.int32
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +173,9 @@ class PooledOutput:
 
     data [inputs, width] float32 for a sequence task; for a token task
     [rows, width], and `lengths` [inputs] int32 says how many rows each input has:
-    one for each token, or fewer where only some tokens are asked for.
+    one for each token, or fewer where only some tokens are asked for. For tasks
+    joined by `&` [numbers, 1]: the rows of all of them in a line, task after
+    task, and `lengths` how many numbers that makes for each input.
     """
 
     data: Rows
@@ -151,6 +187,15 @@ class PooledOutput:
         if self.lengths is None:
             return list(self.data)
         return np.split(self.data, np.cumsum(self.lengths)[:-1])
+
+    @staticmethod
+    def together(parts: Sequence["PooledOutput"]) -> "PooledOutput":
+        """The answers to several tasks of the same inputs as one."""
+        lines = [
+            np.concatenate([rows.ravel() for rows in of_input])
+            for of_input in zip(*(p.rows() for p in parts), strict=True)
+        ]
+        return PooledOutput(np.concatenate(lines)[:, None], np.array([len(line) for line in lines], np.int32))
 
     @staticmethod
     def merge(parts: Sequence["PooledOutput"]) -> "PooledOutput":

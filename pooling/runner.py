@@ -13,12 +13,14 @@ from pooling.config import ModelSpec
 from pooling.forward import Forward, StepInput, choose_forward
 from pooling.heads import activation_of, cut
 from pooling.heads.check import check_heads
+from pooling.kept import kept, side_of
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.describe import describe
 from pooling.loading.dtype import choose_device, choose_dtype
 from pooling.poolers import POOLERS
-from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_second
-from pooling.tasks import TASKS
+from pooling.poolers.splade import SpladePooler
+from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_given
+from pooling.tasks import TASKS, parts_of
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
 _CPU_STEP_TOKENS = 1_024
@@ -70,11 +72,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A step ready for the device: its inputs sorted by length, longest first, and what is asked of each."""
+    """A step ready for the device: its inputs sorted by length, longest first, and what is asked of each.
+
+    tasks: of each part, those that it wants answered, in its order.
+    """
 
     step: StepInput
     asks: tuple[Ask, ...]
-    parts: int
+    tasks: tuple[tuple[str, ...], ...]
 
 
 class LocalRunner:
@@ -95,6 +100,8 @@ class LocalRunner:
         self._forward: Forward
         self._forward, self._heads = choose_forward(description, self.dtype, self.device, self.max_batch_tokens)
         check_heads(self.card, self._heads, self._forward)
+        splade = description.files.splade
+        self._splade = SpladePooler(splade.strategy, splade.logarithms, self.card.dim) if splade is not None else None
         self._activations = {
             pooler.activation: activation_of(pooler.activation) for pooler in self.card.poolers.values()
         }
@@ -112,16 +119,18 @@ class LocalRunner:
         """Sorts the inputs of a step by length and builds what the device reads. Host work only."""
         lengths = np.concatenate([part.lengths for part in parts])
         ids = np.concatenate([part.ids for part in parts])
-        order = np.argsort(-lengths, kind="stable")
+        second, attended = join_given(parts, "second"), join_given(parts, "attended")
+        # Neighbours of equal length are computed in one product, if as many of their tokens are seen.
+        order = np.argsort(-lengths, kind="stable") if attended is None else np.lexsort((attended, -lengths))
         place = np.empty_like(order)  # where the input now lies, for each input in part order
         place[order] = np.arange(len(order))
         sorted_lengths = lengths[order]
         if np.any(order[1:] < order[:-1]):
             ids = ids[_tokens_of(order, lengths)]
-        second = join_second(parts)
-        step = self._forward.prepare(ids, sorted_lengths, None if second is None else second[order])
+        second, attended = (None if given is None else given[order] for given in (second, attended))
+        step = self._forward.prepare(ids, sorted_lengths, second, attended)
         asks = tuple(self._asks(parts, ids, place, sorted_lengths))
-        return Prepared(step, asks, len(parts))
+        return Prepared(step, asks, tuple(parts_of(part.task) for part in parts))
 
     def launch(self, prepared: Prepared) -> "LocalPending":
         """Runs the forward pass, the pooler and the heads; on CUDA it only enqueues them."""
@@ -135,18 +144,19 @@ class LocalRunner:
     ) -> list[Ask]:
         """Groups the parts that want the same, and says which rows they get."""
         bounds = np.cumsum([0, *(len(part) for part in parts)])
-        wants: dict[tuple[str, PoolingParams], list[int]] = {}
+        wants: dict[tuple[str, PoolingParams, str | None], list[int]] = {}
         for index, part in enumerate(parts):
-            wants.setdefault((part.task, part.params), []).append(index)
+            for task in parts_of(part.task):
+                wants.setdefault((task, part.params, part.input_type), []).append(index)
         asks = []
-        for (task, params), members in wants.items():
+        for (task, params, input_type), members in wants.items():
             rows = np.concatenate([place[bounds[index] : bounds[index + 1]] for index in members])
             counts: tuple[NDArray[np.int32], ...] = ()
             pooler, by_token = self.card.poolers[task], TASKS[task].rows == "token"
             if pooler.skipped_id is not None:
                 rows, by_token = _last_kept(rows, ids, lengths, pooler.skipped_id), True
             elif by_token:
-                rows, of_input = self._tokens(rows, ids, lengths, pooler, params)
+                rows, of_input = self._tokens(rows, ids, lengths, pooler, params, input_type)
                 ends = np.cumsum([len(parts[index]) for index in members])[:-1]
                 counts = tuple(np.split(of_input, ends))
             sizes = tuple(int(one.sum()) for one in counts) or tuple(len(parts[index]) for index in members)
@@ -160,22 +170,25 @@ class LocalRunner:
         lengths: NDArray[np.int32],
         pooler: ResolvedPooler,
         params: PoolingParams,
+        input_type: str | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The rows of a token task's inputs, and how many of them each input has."""
         rows, counts = _tokens_of(inputs, lengths), lengths[inputs]
-        tag = pooler.step_tag_id if params.step_tag_id is None else params.step_tag_id
-        if tag is None:
+        mask = kept(ids[rows], counts, pooler, params, side_of(self.card, input_type))
+        if mask is None:
             return rows, counts
-        kept = ids[rows] == tag
         of_input = np.repeat(np.arange(len(inputs)), counts)
-        return rows[kept], np.bincount(of_input[kept], minlength=len(inputs)).astype(np.int32)
+        return rows[mask], np.bincount(of_input[mask], minlength=len(inputs)).astype(np.int32)
 
     def _answer(self, hidden: Tensor, lengths: Tensor, ask: Ask) -> Tensor:
         pooler: ResolvedPooler = self.card.poolers[ask.task]
-        source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
-        rows = source[ask.rows].float()
-        if pooler.head is not None:
-            rows = self._heads[pooler.head](rows)
+        if self._splade is not None:
+            rows = self._splade(hidden, lengths, self._heads["masked_lm"])[ask.rows]
+        else:
+            source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
+            rows = source[ask.rows].float()
+            if pooler.head is not None:
+                rows = self._heads[pooler.head](rows)
         columns = pooler.returned_token_ids if ask.params.returned_token_ids is None else ask.params.returned_token_ids
         if columns is not None:
             rows = rows[:, list(columns)]
@@ -200,12 +213,15 @@ class LocalPending:
     def wait(self) -> list[PooledOutput]:
         if self._event is not None:
             self._event.synchronize()
-        outputs: list[PooledOutput | None] = [None] * self._prepared.parts
+        outputs: list[dict[str, PooledOutput]] = [{} for _ in self._prepared.tasks]
         for ask, answer in zip(self._prepared.asks, self._answers, strict=True):
             pieces = np.split(answer.numpy(), np.cumsum(ask.sizes)[:-1])
             for index, (part, rows) in enumerate(zip(ask.parts, pieces, strict=True)):
-                outputs[part] = PooledOutput(rows, ask.counts[index] if ask.counts else None)
-        return [output for output in outputs if output is not None]
+                outputs[part][ask.task] = PooledOutput(rows, ask.counts[index] if ask.counts else None)
+        return [
+            output[tasks[0]] if len(tasks) == 1 else PooledOutput.together([output[task] for task in tasks])
+            for output, tasks in zip(outputs, self._prepared.tasks, strict=True)
+        ]
 
 
 def _tokens_of(inputs: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.int64]:

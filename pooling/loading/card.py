@@ -6,7 +6,11 @@ from typing import Literal
 from pooling.config import PoolingType
 
 # cross_encoder: the model reads a pair and answers one number. The others compare vectors of the two texts apart.
-Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim"]
+Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim", "mean_max_sim"]
+# SPLADE's reduce what a masked-language-model head says of each token, so no other model can be asked for them.
+SpladePooling = Literal["SPLADE_MAX", "SPLADE_SUM"]
+InputType = Literal["query", "document"]
+SparseTask = Literal["embed", "token_classify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +24,14 @@ class ResolvedPooler:
     before it is cut to `dimensions`. step_tag_id: of STEP, the token whose rows
     are kept. returned_token_ids: the columns that are kept, in this order.
     logit_mean and logit_sigma calibrate before the activation. skipped_id: the
-    token that LAST passes over at the end of an input.
+    token that LAST passes over at the end of an input. edge_ids: of a token
+    task, the tokens that have no row where an input begins with the one or ends
+    with the other.
     sources maps `pooling_type`, `activation` and `dimensions` to one of
     `override_pooler_config`, `sentence_transformers`, `model` or `default`.
     """
 
-    pooling_type: PoolingType
+    pooling_type: PoolingType | SpladePooling
     width: int
     activation: str = "normalize"
     activate: bool = True
@@ -36,6 +42,7 @@ class ResolvedPooler:
     logit_mean: float | None = None
     logit_sigma: float | None = None
     skipped_id: int | None = None
+    edge_ids: tuple[int | None, int | None] = (None, None)
     sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -45,6 +52,24 @@ class ResolvedPooler:
         if self.dimensions is not None:
             parts.append(f"cut to {self.dimensions} ({self.sources.get('dimensions', 'default')})")
         return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """How a multi-vector model reads its queries, or its documents.
+
+    max_tokens: None means no limit of its own. expand_to: shorter inputs are
+    filled up to so many tokens with expansion_id, None: not at all; attends:
+    whether the input's own tokens see those. dropped_ids have no row in the
+    answer, nor has any token but kept_ids, where there are some.
+    """
+
+    max_tokens: int | None = None
+    expand_to: int | None = None
+    expansion_id: int = 0
+    attends: bool = False
+    dropped_ids: tuple[int, ...] = ()
+    kept_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +83,10 @@ class ModelCard:
     second text of a pair is marked for the model.
     matryoshka: the sizes it was trained to be cut to, () for none, None for any
     size up to dim. prompts: Sentence Transformers' prompts by name.
+    sides: how a multi-vector model reads queries and documents, empty for others.
+    markers: prompts whose first word is one token of theirs. sparse_task: the
+    task whose answer is a weight for each word of the vocabulary, or of the
+    input; None for most models.
     """
 
     name: str
@@ -75,6 +104,9 @@ class ModelCard:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     lower_case: bool = False
+    sides: dict[InputType, Side] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
+    sparse_task: SparseTask | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -8,11 +8,17 @@ from transformers import AutoConfig, PreTrainedConfig
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
 from pooling.loading.anatomy import Anatomy, anatomy_of
-from pooling.loading.card import ModelCard
+from pooling.loading.bge_m3 import TokenLayers, token_layers
+from pooling.loading.card import ModelCard, SparseTask
 from pooling.loading.families import Family, family_of
+from pooling.loading.files import read_json
+from pooling.loading.modules import width_after
 from pooling.loading.resolve import Facts, resolve
-from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
+from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from pooling.loading.sides import sides_of
 from pooling.loading.source import locate
+from pooling.loading.tensor_file import shape_of
+from pooling.loading.tokenizer import TextTokenizer
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
@@ -20,13 +26,18 @@ _NO_LIMIT = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """All that the small files say: `backbone` is the directory with config.json and the weights."""
+    """All that the small files say: `backbone` is the directory with config.json and the weights.
+
+    files and token_layers name what else has weights.
+    """
 
     card: ModelCard
     config: PreTrainedConfig
     anatomy: Anatomy
     family: Family
     backbone: Path
+    files: SentenceTransformersFiles
+    token_layers: TokenLayers | None
 
 
 def describe(spec: ModelSpec) -> Description:
@@ -38,16 +49,20 @@ def describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
     config = _read_config(files.backbone)
     family = family_of(config.model_type)
-    anatomy = anatomy_of(config)
-    dim = int(config.hidden_size)
-    poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
+    anatomy = anatomy_of(config, splade=files.splade is not None)
+    dim = _dim(config, anatomy, files)
+    layers = token_layers(files.backbone)
+    poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim, layers))
+    max_model_len = _max_model_len(spec, config, family, files)
+    colbert, markers = files.multi_vector, _markers(files)
+    sparse: SparseTask | None = "embed" if files.splade else "token_classify" if layers else None
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
         architecture=anatomy.architecture,
         model_type=config.model_type,
         dim=dim,
-        max_model_len=_max_model_len(spec, config, family, files),
+        max_model_len=max_model_len,
         vocab_size=int(config.vocab_size),
         poolers=poolers,
         scoring=scoring,
@@ -57,8 +72,28 @@ def describe(spec: ModelSpec) -> Description:
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,
         lower_case=files.lower_case,
+        sides=sides_of(colbert, TextTokenizer.load(files.backbone, markers), config, max_model_len) if colbert else {},
+        markers=markers,
+        sparse_task=sparse if sparse in poolers else None,
     )
-    return Description(card, config, anatomy, family, files.backbone)
+    return Description(card, config, anatomy, family, files.backbone, files, layers)
+
+
+def _dim(config: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
+    if anatomy.kind == "colbert" and files.layers:
+        raise CheckpointError(
+            "an HF_ColBERT has its layer beside its weights; modules.json lists others, which is refused"
+        )
+    if anatomy.kind == "colbert":
+        return shape_of(files.backbone, "linear.weight")[0]
+    return width_after(files.layers, int(config.vocab_size if anatomy.kind == "masked_lm" else config.hidden_size))
+
+
+def _markers(files: SentenceTransformersFiles) -> tuple[str, ...]:
+    markers = tuple((files.multi_vector.markers or {}).values()) if files.multi_vector else ()
+    if markers and files.lower_case:
+        raise CheckpointError("the model marks its texts with tokens, but do_lower_case would change them")
+    return markers
 
 
 def _read_config(backbone: Path) -> PreTrainedConfig:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -20,6 +20,7 @@ from pooling.heads.transformers_head import TransformersHead
 from pooling.loading.anatomy import Kind
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
+from pooling.loading.projection import load_heads
 
 # Buffers that older releases of transformers saved and newer ones rebuild.
 _REBUILT = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$")
@@ -47,18 +48,24 @@ def load_model(
     config._attn_implementation = attention
     whole = _SKELETONS[description.anatomy.kind](description)
     source_of = _match(whole, checkpoint, config)
-    state = {
-        name: checkpoint.read(source, dtype if _in_backbone(whole, name) else torch.float32, device)
-        for name, source in source_of.items()
-    }
+    read: dict[tuple[str, torch.dtype], Tensor] = {}
+    state = {}
+    for name, source in source_of.items():
+        key = (source, dtype if _in_backbone(whole, name) else torch.float32)
+        if key not in read:  # tied tensors share their memory, if they share their dtype
+            read[key] = checkpoint.read(*key, device)
+        state[name] = read[key]
     whole.load_state_dict(state, strict=False, assign=True)
     whole.to(device).eval().requires_grad_(False)
+    heads = load_heads(description, device)
     if description.anatomy.kind == "embedder":
-        return LoadedModel(whole, {})
+        return LoadedModel(whole, heads)
     if isinstance(whole, RewardModel):
         return LoadedModel(whole.model, {"reward": whole.score})
+    if isinstance(whole, ColbertModel):
+        return LoadedModel(whole.backbone, {"projection": whole.linear})
     head = TransformersHead(whole)
-    return LoadedModel(head.backbone, {"classifier": head})
+    return LoadedModel(head.backbone, {"masked_lm" if description.anatomy.kind == "masked_lm" else "classifier": head})
 
 
 def _backbone(description: Description) -> PreTrainedModel:
@@ -82,11 +89,18 @@ def _with_reward(description: Description) -> "RewardModel":
     return cast(RewardModel, model)
 
 
+def _with_colbert(description: Description) -> "ColbertModel":
+    model: Any = _without_memory(ColbertModel, _backbone(description), description.card.dim)
+    return cast(ColbertModel, model)
+
+
 _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "embedder": _backbone,
     "classifier": _with_head,
     "token_classifier": _with_head,
     "reward": _with_reward,
+    "masked_lm": _with_head,
+    "colbert": _with_colbert,
 }
 
 
@@ -100,6 +114,20 @@ class RewardModel(nn.Module):
         self.model = backbone
         dim = int(backbone.config.hidden_size)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, labels))
+
+
+class ColbertModel(nn.Module):
+    """A backbone, mostly a BERT, with one linear layer over every token, as Stanford's HF_ColBERT is saved."""
+
+    def __init__(self, backbone: PreTrainedModel, dim: int) -> None:
+        super().__init__()
+        self.base_model_prefix = backbone.base_model_prefix
+        setattr(self, self.base_model_prefix, backbone)
+        self.linear = nn.Linear(int(backbone.config.hidden_size), dim, bias=False)
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, getattr(self, self.base_model_prefix))
 
 
 def _in_backbone(whole: Any, name: str) -> bool:
@@ -142,6 +170,7 @@ def _match(model: Any, checkpoint: Checkpoint, config: PreTrainedConfig) -> dict
             raise CheckpointError(f"tensors {source_of[own]!r} and {name!r} both fill {own!r}; one is allowed")
         else:
             source_of[own] = name
+    source_of |= _tied(model, source_of)
     _refuse("lacks", [name for name in wanted if name not in source_of and not _REBUILT.search(name)])
     _refuse("has unknown", _unknown(unused, model, config) if unused else [])
     for own, name in source_of.items():
@@ -151,6 +180,12 @@ def _match(model: Any, checkpoint: Checkpoint, config: PreTrainedConfig) -> dict
                 f"{list(wanted[own])}"
             )
     return source_of
+
+
+def _tied(model: Any, source_of: dict[str, str]) -> dict[str, str]:
+    """Tensors that the checkpoint leaves out because they are others' twins, e.g. a decoder's weight."""
+    twins: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: source_of[twin] for name, twin in twins.items() if name not in source_of and twin in source_of}
 
 
 def _aliases(name: str, prefix: str) -> Iterable[str]:

@@ -86,8 +86,8 @@ def test_a_pooling_we_would_get_wrong_is_refused(bert: Path, pooling: dict[str, 
 
 
 def test_a_module_we_do_not_apply_is_refused_by_name(bert: Path) -> None:
-    modules(bert, "Transformer", "Dense")
-    with pytest.raises(CheckpointError, match="lists a Dense module"):
+    modules(bert, "Transformer", "CNN")
+    with pytest.raises(CheckpointError, match="lists a CNN module"):
         describe(ModelSpec(source=str(bert)))
 
 

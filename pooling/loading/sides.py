@@ -1,0 +1,50 @@
+"""sides_of(): how a multi-vector model reads queries and documents, in token ids."""
+
+from transformers import PreTrainedConfig
+
+from pooling.errors import CheckpointError
+from pooling.loading.card import InputType, Side
+from pooling.loading.multi_vector import Expansion, MultiVector
+from pooling.loading.tokenizer import TextTokenizer
+
+
+def sides_of(
+    files: MultiVector, tokenizer: TextTokenizer, config: PreTrainedConfig, max_model_len: int
+) -> dict[InputType, Side]:
+    """Raises CheckpointError for an expansion that the tokenizer or the model cannot have."""
+    skipped = _ids(files.mask.skiplist_words, tokenizer)
+    tasks, kept = files.mask.skiplist_tasks, files.mask.keep_only_token_ids
+    query = Side(files.query_length, dropped_ids=skipped if "query" in tasks else ())
+    if files.expansion is not None:
+        query = _expanding(query, files.expansion, tokenizer, config, max_model_len)
+    document = Side(files.document_length, dropped_ids=skipped if "document" in tasks else (), kept_ids=kept)
+    return {"query": query, "document": document}
+
+
+def _ids(words: tuple[str, ...], tokenizer: TextTokenizer) -> tuple[int, ...]:
+    """Of the words that are one token; the others are never seen as one, so no row could be dropped for them."""
+    ids = (tokenizer.id_of(word) for word in words)
+    return tuple(id for id in ids if id is not None)
+
+
+def _expanding(
+    query: Side, expansion: Expansion, tokenizer: TextTokenizer, config: PreTrainedConfig, max_model_len: int
+) -> Side:
+    named = tokenizer.named_ids
+    token = tokenizer.id_of(expansion.token) if expansion.token else named.get("mask", named.get("eos"))
+    length, most = expansion.length, query.max_tokens
+    window = getattr(config, "sliding_window", None) or length
+    limit = max_model_len if expansion.attends else min(max_model_len, window)
+    if token is None:
+        raise CheckpointError(f"queries are filled up with {expansion.token or 'a mask'}, which the tokenizer lacks")
+    if length > limit or (most is not None and most < length):
+        raise CheckpointError(
+            f"queries are filled up to {length} tokens; the model takes at most {min(limit, most or limit)}"
+        )
+    return Side(
+        max_tokens=length if expansion.cuts else most,
+        expand_to=length,
+        expansion_id=token,
+        attends=expansion.attends,
+        dropped_ids=query.dropped_ids,
+    )
