@@ -33,13 +33,16 @@ def _expanding(
     named = tokenizer.named_ids
     token = tokenizer.id_of(expansion.token) if expansion.token else named.get("mask", named.get("eos"))
     length, most = expansion.length, query.max_tokens
-    window = getattr(config, "sliding_window", None) or length
-    limit = max_model_len if expansion.attends else min(max_model_len, window)
+    window = getattr(config, "sliding_window", None)
+    limit = min(max_model_len, most or max_model_len)
     if token is None:
         raise CheckpointError(f"queries are filled up with {expansion.token or 'a mask'}, which the tokenizer lacks")
-    if length > limit or (most is not None and most < length):
+    if length > limit:
+        raise CheckpointError(f"queries are filled up to {length} tokens; the model takes at most {limit}")
+    if not expansion.attends and window is not None and length > window:
         raise CheckpointError(
-            f"queries are filled up to {length} tokens; the model takes at most {min(limit, most or limit)}"
+            f"queries are filled up to {length} tokens that see the query only, but some layers see {window} tokens to "
+            "each side: the last ones would see nothing"
         )
     return Side(
         max_tokens=length if expansion.cuts else most,

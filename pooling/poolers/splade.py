@@ -35,7 +35,9 @@ class SpladePooler:
             if self._logarithms == 2:
                 weights = weights.log1p_()
             if self._strategy == "max":
-                rows.index_reduce_(0, owners, weights, "amax")  # no weight is negative, so zero is neutral
+                rows.scatter_reduce_(
+                    0, owners[:, None].expand_as(weights), weights, "amax"
+                )  # no weight is negative, so zero is neutral
             else:
                 rows.index_add_(0, owners, weights)
         return rows

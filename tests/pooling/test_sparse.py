@@ -36,7 +36,7 @@ def test_vectors_are_those_of_sparse_encoder(subject: tuple[Any, Path]) -> None:
     theirs, directory = subject
     texts = _texts(theirs)
     expected = np.stack(alone(theirs.encode, texts, convert_to_sparse_tensor=False))
-    assert 0.1 < (expected > 0).mean() < 0.9  # some words have a weight and some have none
+    assert 0.1 < (expected > 0).mean() < 0.98  # some words have a weight and some have none
     with LLM(str(directory), dtype="float32") as llm:
         assert llm.card.tasks == ("embed", "score")
         assert llm.card.dim == expected.shape[1]
