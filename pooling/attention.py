@@ -229,17 +229,14 @@ def _with_expanded(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, packing: Pac
     for group in packing.groups:
         if group.keys == group.length:
             continue
-        if rule.causal:
-            raise RuntimeError("packed attention on CUDA fills up no queries of a causal model")
         size = group.count * group.length
         some = (
             part[group.start : group.start + size].view(group.count, group.length, *part.shape[1:])
             for part in (q, k, v)
         )
         own_q, own_k, own_v = (part.transpose(1, 2) for part in some)
-        own = scaled_dot_product_attention(
-            own_q, own_k[:, :, : group.keys], own_v[:, :, : group.keys], scale=rule.scale
-        )
+        own_k, own_v = own_k[:, :, : group.keys], own_v[:, :, : group.keys]
+        own = scaled_dot_product_attention(own_q, own_k, own_v, is_causal=rule.causal, scale=rule.scale)
         answer[group.start : group.start + size] = own.transpose(1, 2).flatten(0, 1)
     return answer
 

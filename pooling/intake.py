@@ -53,6 +53,9 @@ class Intake:
             raise InvalidRequest("You must pass at least one prompt", "input")
         limit = self._limit(request)
         count = len(request.inputs)
+        if request.input_type not in (None, *_PROMPTS):
+            allowed = " or ".join(_PROMPTS)
+            raise InvalidRequest(f"input_type is {request.input_type!r}; allowed is {allowed}", "input_type")
         if any(_is_pair(item) for item in request.inputs):
             return PackedBatch.pack(self._pairs(request, limit), task, request.params)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
@@ -122,6 +125,8 @@ class Intake:
 
     def _pairs(self, request: PoolingRequest, limit: int | None) -> list[TokenizedInput]:
         """Pairs of texts, which one forward pass reads together."""
+        if request.input_type is not None:
+            raise InvalidRequest("input_type is for texts that are read apart; a pair has both sides", "input_type")
         if not self.card.labels:
             raise InvalidRequest(
                 f"{self.card.name!r} reads one text at a time; pairs are for models with a head that compares them",

@@ -131,6 +131,19 @@ def test_lower_case_and_prompts_are_applied_as_sentence_transformers_does(bert: 
         intake.tokenize(PoolingRequest(["a"], prompt_name="doc"))
 
 
+def test_a_side_has_its_prompt_unless_one_is_named(bert: Path) -> None:
+    """As encode_query and encode_document of Sentence Transformers, on a model that reads both sides alike."""
+    change(bert / "config_sentence_transformers.json", prompts={"query": "the ", "passage": "one ", "other": "a "})
+    intake = Intake.load(ModelSpec(source=str(bert)))
+
+    def ids(text: str, **asked: Any) -> list[int]:
+        return intake.tokenize(PoolingRequest([text], **asked)).ids.tolist()
+
+    assert ids("x", input_type="query") == ids("the x")
+    assert ids("x", input_type="document") == ids("one x")
+    assert ids("x", input_type="document", prompt_name="other") == ids("a x") != ids("x")
+
+
 def test_matryoshka_sizes_are_those_the_model_was_trained_for(bert: Path) -> None:
     change(bert / "config.json", matryoshka_dimensions=[16, 32])
     intake = Intake.load(ModelSpec(source=str(bert), name="m"))

@@ -137,9 +137,15 @@ def test_each_side_has_its_own_limit(expanding: tuple[Any, Path], side: InputTyp
 
 
 def test_token_ids_have_no_side(expanding: tuple[Any, Path]) -> None:
-    with LLM(str(expanding[1]), dtype="float32") as llm:
-        with pytest.raises(InvalidRequest, match="input_type needs text inputs"):
-            llm.encode([[5, 6]], input_type="query", use_tqdm=False)
+    refused = pytest.raises(InvalidRequest, match="input_type needs text inputs")
+    with LLM(str(expanding[1]), dtype="float32") as llm, refused:
+        llm.encode([[5, 6]], input_type="query", use_tqdm=False)
+
+
+def test_an_unknown_side_is_refused(expanding: tuple[Any, Path]) -> None:
+    intake = Intake.load(ModelSpec(source=str(expanding[1])))
+    with pytest.raises(InvalidRequest, match="input_type is 'passage'; allowed is query or document"):
+        intake.tokenize(PoolingRequest(["a"], input_type="passage"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pooling_type", ["CLS", "MEAN"])
