@@ -46,8 +46,11 @@ class ResolvedPooler:
     sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """In words for whoever reads a log: `MEAN (sentence_transformers), normalize (default)`."""
-        parts = [f"{self.pooling_type} ({self.sources.get('pooling_type', 'default')})"]
+        """In words for whoever reads a log: `MEAN (sentence_transformers), projection, normalize (default)`."""
+        parts = [
+            f"{self.pooling_type} ({self.sources.get('pooling_type', 'default')})",
+            *([self.head] if self.head else []),
+        ]
         parts.append(f"{'' if self.activate else 'no '}{self.activation} ({self.sources.get('activation', 'default')})")
         if self.dimensions is not None:
             parts.append(f"cut to {self.dimensions} ({self.sources.get('dimensions', 'default')})")

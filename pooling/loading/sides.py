@@ -37,6 +37,10 @@ def _expanding(
     limit = min(max_model_len, most or max_model_len)
     if token is None:
         raise CheckpointError(f"queries are filled up with {expansion.token or 'a mask'}, which the tokenizer lacks")
+    if tokenizer.padding_side != "right":
+        raise CheckpointError(
+            "queries are filled up in front, for the tokenizer's padding_side is left; supported is right"
+        )
     if length > limit:
         raise CheckpointError(f"queries are filled up to {length} tokens; the model takes at most {limit}")
     if not expansion.attends and window is not None and length > window:

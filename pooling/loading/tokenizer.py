@@ -22,13 +22,21 @@ class TextTokenizer:
     What tokenizer.json stores of truncation and padding is dropped: the file of
     all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
     named_ids: the special tokens by their names: cls, sep, eos, pad, unk, mask.
+    padding_side: on which side the model was trained to have short texts filled up.
     """
 
-    def __init__(self, backend: Tokenizer, truncation_side: Side, named_ids: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        truncation_side: Side,
+        named_ids: dict[str, int] | None = None,
+        padding_side: Side = "right",
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.truncation_side: Side = truncation_side
+        self.padding_side: Side = padding_side
         self.named_ids = named_ids or {}
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
@@ -53,7 +61,8 @@ class TextTokenizer:
         _register(tokenizer, markers)
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         named = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED}
-        return cls(backend, tokenizer.truncation_side, {name: id for name, id in named.items() if id is not None})
+        known = {name: id for name, id in named.items() if id is not None}
+        return cls(backend, tokenizer.truncation_side, known, tokenizer.padding_side)
 
     def id_of(self, token: str) -> int | None:
         """None if it is not one token; that of the unknown token only by its own name."""

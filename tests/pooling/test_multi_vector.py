@@ -73,7 +73,7 @@ def test_both_sides_share_steps_without_a_trace(subject: tuple[Any, LLM]) -> Non
     requests = [
         (encode, text, PoolingRequest([text], input_type=side))
         for encode, _, side in _sides(theirs)
-        for text in [*QUERIES[:3], words(30, 4)][: None if side == "document" else 3]
+        for text in [*QUERIES[:4], words(30, 4)][: None if side == "document" else 4]
     ]
     outputs = runner.launch(runner.prepare([intake.tokenize(request) for _, _, request in requests])).wait()
     for (encode, text, _), output in zip(requests, outputs, strict=True):
@@ -237,6 +237,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"query_expansion": {"strategy": "fixed", "length": 32, "token": "[NONE]"}},
         "filled up with [NONE], which the tokenizer lacks",
     ),
+    "filled up in front": ("tokenizer_config.json", {"padding_side": "left"}, "the tokenizer's padding_side is left"),
     "the layer of one vector": (
         "1_Dense/config.json",
         {"module_input_name": "sentence_embedding"},
