@@ -11,7 +11,7 @@ from deployments.broadcast import ask_all
 from deployments.dispatch import Answer, Vitals
 from pooling.loading.card import ModelCard
 from pooling.request import PackedBatch
-from pooling.tasks import TASKS
+from pooling.tasks import TASKS, parts_of
 
 # Serve's gRPC path refuses messages over 4 MiB, unless told otherwise on every node; larger ones
 # go through Ray's object store, which takes any size and is as fast for them.
@@ -52,5 +52,8 @@ class ServeEngines:
 
 def answer_bytes(batch: PackedBatch, card: ModelCard) -> int:
     """How large the answer to a batch is, as float32; at most, where only some tokens have rows."""
-    rows = batch.tokens if TASKS[batch.task].rows == "token" else len(batch)
-    return rows * card.poolers[batch.task].width * _FLOAT32_BYTES
+    numbers = 0
+    for task in parts_of(batch.task):
+        rows = batch.tokens if TASKS[task].rows == "token" else len(batch)
+        numbers += rows * card.poolers[task].width
+    return numbers * _FLOAT32_BYTES

@@ -26,11 +26,15 @@ _PLAIN_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Neighbours of equal length: inputs of `length` tokens each, from token `start` on, `count` of them."""
+    """Neighbours of equal length: inputs of `length` tokens each, from token `start` on, `count` of them.
+
+    Of each input the first `keys` tokens are seen.
+    """
 
     start: int
     count: int
     length: int
+    keys: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Packing:
     """How the inputs of one step lie in its row.
 
     groups serves the CPU kernel. cu_seqlens [inputs + 1] int32 on the device
-    and max_length serve the CUDA kernel.
+    and max_length serve the CUDA kernel, as do the groups whose tokens are not
+    all seen.
     """
 
     groups: tuple[Group, ...]
@@ -46,12 +51,14 @@ class Packing:
     cu_seqlens: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], cu_seqlens: Tensor | None = None) -> "Packing":
-        """Lengths should be sorted: only equal neighbours share a group."""
+    def of(
+        cls, lengths: Sequence[int], cu_seqlens: Tensor | None = None, attended: Sequence[int] | None = None
+    ) -> "Packing":
+        """Lengths should be sorted: only equal neighbours share a group. attended: how many tokens of each are seen."""
         groups, start = [], 0
-        for length, run in groupby(lengths):
+        for (length, keys), run in groupby(zip(lengths, lengths if attended is None else attended, strict=True)):
             count = sum(1 for _ in run)
-            groups.append(Group(start, count, length))
+            groups.append(Group(start, count, length, keys))
             start += count * length
         return cls(tuple(groups), max(lengths), cu_seqlens)
 
@@ -155,12 +162,13 @@ def _cpu(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule
             part.narrow(1, group.start, size).view(part.shape[0], group.count, group.length, part.shape[2])
             for part in (query, key, value, out.transpose(0, 1))
         )
+        k, v = k[:, :, : group.keys], v[:, :, : group.keys]
         _group(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), place.transpose(0, 1), rule)
     return out
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
-    """One group, its answer written to place: all [inputs, heads, length, dim], k and v with kv_heads."""
+    """One group, its answer written to place: all [inputs, heads, length, dim], k and v with kv_heads and keys."""
     inputs, heads, length, _ = q.shape
     scores = heads * length * length * q.element_size()
     full = not rule.causal and rule.bias is None and (rule.window is None or length <= rule.window)
@@ -175,6 +183,7 @@ def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
         # is_causal alone is faster than a mask that says the same
         within = rule.bias is None and (rule.window is None or length <= rule.window)
         mask = None if within else _mask(length, rule)
+        mask = None if mask is None else mask[..., : k.shape[2]]
         causal, grouped = rule.causal and within, k.shape[1] != heads
         place.copy_(
             scaled_dot_product_attention(
@@ -199,7 +208,7 @@ def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     scores = torch.tanh(scores / rule.softcap) * rule.softcap
     visible = _visible(q.shape[2], rule.causal, rule.window)
     if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
+        scores = scores.masked_fill(~visible[:, : k.shape[2]], float("-inf"))
     return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
 
@@ -255,6 +264,26 @@ def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rul
         scale=rule.scale,
         window_size=(back, 0 if rule.causal else back),
     )
+    return _with_expanded(answer, q, k, v, packing, rule)
+
+
+def _with_expanded(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, packing: Packing, rule: Rule) -> Tensor:
+    """The answer again for inputs that are not seen whole: those of a group have as many queries and as many keys.
+
+    They are shorter than any window (the loader sees to that) and few, for they are queries of a search.
+    """
+    for group in packing.groups:
+        if group.keys == group.length:
+            continue
+        size = group.count * group.length
+        some = (
+            part[group.start : group.start + size].view(group.count, group.length, *part.shape[1:])
+            for part in (q, k, v)
+        )
+        own_q, own_k, own_v = (part.transpose(1, 2) for part in some)
+        own_k, own_v = own_k[:, :, : group.keys], own_v[:, :, : group.keys]
+        own = scaled_dot_product_attention(own_q, own_k, own_v, is_causal=rule.causal, scale=rule.scale)
+        answer[group.start : group.start + size] = own.transpose(1, 2).flatten(0, 1)
     return answer
 
 

@@ -30,7 +30,8 @@ class StepInput:
 
     ids and positions [1, tokens] int64 and lengths [inputs] int64 are on the
     device; sizes are the same lengths on the host. types [1, tokens] int64 is 1
-    at the tokens of second texts, None where there are none.
+    at the tokens of second texts, None where there are none. attended: how many
+    tokens of each input are seen, None: all.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class StepInput:
     sizes: tuple[int, ...]
     packing: Packing
     types: Tensor | None = None
+    attended: tuple[int, ...] | None = None
 
 
 class Forward(Protocol):
@@ -47,7 +49,11 @@ class Forward(Protocol):
     path: str
 
     def prepare(
-        self, ids: NDArray[np.int32], lengths: NDArray[np.int32], second: NDArray[np.int32] | None = None
+        self,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        second: NDArray[np.int32] | None = None,
+        attended: NDArray[np.int32] | None = None,
     ) -> StepInput: ...
 
     def to_device(self, array: NDArray[Any]) -> Tensor: ...
@@ -133,7 +139,11 @@ class PackedForward:
         return _to_device(array, self._device)
 
     def prepare(
-        self, ids: NDArray[np.int32], lengths: NDArray[np.int32], second: NDArray[np.int32] | None = None
+        self,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        second: NDArray[np.int32] | None = None,
+        attended: NDArray[np.int32] | None = None,
     ) -> StepInput:
         ends = np.cumsum(lengths, dtype=np.int64)
         places = _places(lengths)
@@ -147,7 +157,7 @@ class PackedForward:
             self.to_device(positions[None]),
             self.to_device(lengths.astype(np.int64)),
             sizes,
-            Packing.of(sizes, cu_seqlens),
+            Packing.of(sizes, cu_seqlens, None if attended is None else attended.tolist()),
             None if second is None else self.to_device(_types(places, lengths, second)[None]),
         )
 
@@ -190,12 +200,18 @@ class PaddedForward:
         return _to_device(array, self._device)
 
     def prepare(
-        self, ids: NDArray[np.int32], lengths: NDArray[np.int32], second: NDArray[np.int32] | None = None
+        self,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        second: NDArray[np.int32] | None = None,
+        attended: NDArray[np.int32] | None = None,
     ) -> StepInput:
         sizes = tuple(lengths.tolist())
         tokens = self.to_device(ids.astype(np.int64)[None])
         types = None if second is None else self.to_device(_types(_places(lengths), lengths, second)[None])
-        return StepInput(tokens, tokens, self.to_device(lengths.astype(np.int64)), sizes, Packing.of(sizes), types)
+        seen = None if attended is None else tuple(attended.tolist())
+        lengths_there = self.to_device(lengths.astype(np.int64))
+        return StepInput(tokens, tokens, lengths_there, sizes, Packing.of(sizes), types, seen)
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype."""
@@ -206,16 +222,22 @@ class PaddedForward:
         while start < len(inputs):
             # Longest first, so the first input of a batch sets its width.
             stop = start + max(1, self._budget // step.sizes[start])
-            answers.append(self._padded(inputs[start:stop], None if types is None else types[start:stop]))
+            seen = None if step.attended is None else step.attended[start:stop]
+            answers.append(self._padded(inputs[start:stop], None if types is None else types[start:stop], seen))
             start = stop
         return torch.cat(answers)
 
-    def _padded(self, inputs: Sequence[Tensor], types: Sequence[Tensor] | None) -> Tensor:
+    def _padded(
+        self, inputs: Sequence[Tensor], types: Sequence[Tensor] | None, attended: Sequence[int] | None
+    ) -> Tensor:
         ids = _pad(inputs, self._pad)
-        mask = _pad([torch.ones_like(item) for item in inputs])
+        present = mask = _pad([torch.ones_like(item) for item in inputs])
+        if attended is not None:
+            places = torch.arange(ids.shape[1], device=ids.device)
+            mask = (places < torch.tensor(attended, device=ids.device)[:, None]).long()
         given = {} if types is None else {"token_type_ids": _pad(types)}
         hidden: Tensor = self._model(input_ids=ids, attention_mask=mask, **given, **self._keywords)[0]
-        return hidden[mask.bool()]
+        return hidden[present.bool()]
 
 
 def check(forward: Forward, model: PreTrainedModel, description: Description, dtype: torch.dtype) -> str | None:

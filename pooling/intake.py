@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from pooling.config import ModelSpec
 from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
-from pooling.loading.card import ModelCard
+from pooling.loading.card import ModelCard, Side
 from pooling.loading.describe import describe
 from pooling.loading.tokenizer import TextTokenizer
+from pooling.prompts import ROLES, role_prompt
 from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
-from pooling.tasks import TASKS
+from pooling.tasks import TASKS, parts_of
 
 EMPTY = "The decoder prompt cannot be empty"
 
@@ -32,7 +33,11 @@ class Intake:
     def load(cls, spec: ModelSpec) -> Self:
         """Reads the model's small files. Raises StartupError of the fitting kind."""
         description = describe(spec)
-        return cls(description.card, TextTokenizer.load(description.backbone))
+        return cls(description.card, TextTokenizer.load(description.backbone, description.card.markers))
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self._tokenizer
 
     def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it.
@@ -49,21 +54,38 @@ class Intake:
             return replace(PackedBatch.pack(self._chunks(request, task), task, request.params), by_segment=True)
         limit = self._limit(request, task)
         count = len(request.inputs)
+        if request.input_type not in (None, *ROLES):
+            allowed = " or ".join(ROLES)
+            raise InvalidRequest(f"input_type is {request.input_type!r}; allowed is {allowed}", "input_type")
         if any(_is_pair(item) for item in request.inputs):
             return PackedBatch.pack(self._pairs(request, limit), task, request.params)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
         ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit)
         left_out = self._left_out(request, task, limit) if texts else 0
-        by_index = {i: TokenizedInput(one, segments=_behind(left_out, one)) for i, one in zip(texts, ids, strict=True)}
+        side = self._side(request)
+        by_index = {
+            i: _expanded(TokenizedInput(one, segments=_behind(left_out, one)), side)
+            for i, one in zip(texts, ids, strict=True)
+        }
         items = [
             by_index[i] if i in by_index else TokenizedInput(self._ids(item, i, count, request, task, limit))
             for i, item in enumerate(request.inputs)
         ]
-        return self._framed(PackedBatch.pack(items, task, request.params), request)
+        return self._framed(PackedBatch.pack(items, task, request.params, request.input_type), request)
+
+    def _side(self, request: PoolingRequest) -> Side | None:
+        return None if request.input_type is None else self.card.sides.get(request.input_type)
+
+    def _longest(self, request: PoolingRequest, task: str) -> int | None:
+        """Tokens that an input may have; None: any number."""
+        side, most = self._side(request), self.card.longest(task)
+        if side is None or side.max_tokens is None:
+            return most
+        return side.max_tokens if most is None else min(most, side.max_tokens)
 
     def _limit(self, request: PoolingRequest, task: str) -> int | None:
         """To how many tokens inputs are cut; None: not at all."""
-        asked, most = request.truncate_prompt_tokens, self.card.longest(task)
+        asked, most = request.truncate_prompt_tokens, self._longest(request, task)
         if request.truncation_side not in (None, "left", "right"):
             raise InvalidRequest(
                 f"truncation_side must be left or right, got {request.truncation_side!r}", "truncation_side"
@@ -100,7 +122,7 @@ class Intake:
                 _refuse_empty(ids)
             return cut
         count = len(request.inputs)
-        most = self.card.longest(task)
+        most = self._longest(request, task)
         self._refuse_many_characters(texts, most, count)
         encoded = self._tokenizer.encode(texts, special)
         for index, ids in enumerate(encoded):
@@ -171,6 +193,8 @@ class Intake:
 
     def _pairs(self, request: PoolingRequest, limit: int | None) -> list[TokenizedInput]:
         """Pairs of texts, which one forward pass reads together."""
+        if request.input_type is not None:
+            raise InvalidRequest("input_type is for texts that are read apart; a pair has both sides", "input_type")
         if not self.card.labels:
             raise InvalidRequest(
                 f"{self.card.name!r} reads one text at a time; pairs are for models with a head that compares them",
@@ -216,6 +240,8 @@ class Intake:
                 raise InvalidRequest("prompt needs text inputs; token ids are taken as they are", "prompt")
             return request.prompt
         if name is None:
+            if request.input_type is not None:
+                return role_prompt(request.input_type, self.card)
             default = self.card.default_prompt_name
             return known[default] if default is not None else ""
         if name not in known:
@@ -246,6 +272,8 @@ class Intake:
         return left_out
 
     def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, task: str, limit: int | None) -> Ids:
+        if self._side(request) is not None:
+            raise InvalidRequest("input_type needs text inputs; token ids are taken as they are", "input_type")
         ids = _as_ids(item, index)
         _refuse_empty(ids)
         _refuse_out_of_vocabulary(ids, self.card)
@@ -287,6 +315,15 @@ def _chunk_of(places: NDArray[np.int64], start: int, chunks: Chunks, index: int)
     return segments
 
 
+def _expanded(read: TokenizedInput, side: Side | None) -> TokenizedInput:
+    """A query of a multi-vector model, filled up to the length at which the model reads queries."""
+    ids = read.ids
+    if side is None or side.expand_to is None or len(ids) >= side.expand_to:
+        return read
+    more = np.full(side.expand_to - len(ids), side.expansion_id, np.int32)
+    return TokenizedInput(np.concatenate([ids, more]), attended=None if side.attends else len(ids))
+
+
 def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and any(isinstance(part, str) for part in item)
 
@@ -309,6 +346,14 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     second = batch.second
     if second is not None and (len(second) != len(batch) or (second < 0).any() or not card.token_types):
         raise InvalidRequest("`second` is for pairs of a model with token types, one number for each input", "input")
+    attended = batch.attended
+    if attended is not None and (
+        len(attended) != len(batch) or (attended < 1).any() or (attended > batch.lengths).any() or not card.sides
+    ):
+        raise InvalidRequest(
+            "`attended` is for queries of a multi-vector model, one number for each input, from 1 to its tokens",
+            "input",
+        )
     if batch.segments is not None or batch.by_segment:
         _check_segments(batch, card)
     most = card.max_model_len if batch.by_segment else card.longest(batch.task)
@@ -340,7 +385,8 @@ def _check_segments(batch: PackedBatch, card: ModelCard) -> None:
 
 def check_task(task: str, card: ModelCard) -> None:
     """Raises UnsupportedTask naming the tasks that a forward pass of the model can answer."""
-    if task not in card.poolers:
+    parts = parts_of(task)
+    if len(set(parts)) != len(parts) or any(part not in card.poolers for part in parts):
         hint = " (`score` compares two texts: give both to score())" if task == "score" and card.scoring else ""
         raise UnsupportedTask(
             f"Unsupported task: {task!r} Supported tasks: {list(card.poolers)} (parameter=task){hint}", "task"
@@ -349,7 +395,9 @@ def check_task(task: str, card: ModelCard) -> None:
 
 def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
     """Raises InvalidRequest naming what the task's answer may be asked to be."""
-    known = TASKS[task].params
+    known = [
+        name for name in TASKS[parts_of(task)[0]].params if all(name in TASKS[part].params for part in parts_of(task))
+    ]
     given = [one.name for one in fields(params) if getattr(params, one.name) is not None]
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -357,7 +405,7 @@ def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
             f"Task {task!r} only supports {list(known)} parameters, does not support {unknown} parameters", unknown[0]
         )
     _check_dimensions(params.dimensions, card)
-    tag, columns, labels = params.step_tag_id, params.returned_token_ids, len(card.labels)
+    tag, columns, labels = params.step_tag_id, params.returned_token_ids, len(card.labels) or 1
     if tag is not None and not 0 <= tag < card.vocab_size:
         raise InvalidRequest(f"step_tag_id {tag} is out of vocabulary", "step_tag_id")
     if columns is not None and not (columns and all(0 <= column < labels for column in columns)):

@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -18,20 +18,27 @@ from pooling.config import ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InvalidRequest
 from pooling.intake import Intake, check_task
+from pooling.kept import apart, side_of
+from pooling.loading.card import InputType
 from pooling.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    MultiOutput,
+    MultiRequestOutput,
     PoolingOutput,
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    SparseOutput,
+    SparseRequestOutput,
 )
-from pooling.prompts import Role, role_prompt
 from pooling.quantise import Precision, Quantiser, quantiser_for
 from pooling.request import Chunks, Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 from pooling.scoring import check_scoring, compare, pair_up
+from pooling.sparse import SparseView
+from pooling.tasks import AND
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -39,6 +46,8 @@ Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[st
 # while the next ones are tokenised during the forward pass of these.
 _CHUNK = 2_048
 _CHUNKS_AHEAD = 2
+# Of answers as wide as a vocabulary, which are held until they are read.
+_CHUNK_BYTES = 64 * 2**20
 _TOKENIZATION = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
 _PER_TEXT = ("max_tokens_per_query", "max_tokens_per_doc")
 
@@ -101,22 +110,79 @@ class LLM:
         prompt_name: str | None = None,
         prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        input_type: InputType | None = None,
     ) -> list[PoolingRequestOutput]:
         """The pooled hidden states of each prompt, as they are.
 
         prompts: a text, a list of token ids, or a list of either.
-        pooling_task: None is the model's default task. What is put before every
-        text: `prompt`, or the model's prompt of that `prompt_name`; neither: its
-        default prompt, and "" is none at all. tokenization_kwargs:
+        pooling_task: None is the model's default task; several joined by `&` are
+        answered from one forward pass. What is put before every text: `prompt`, or
+        the model's prompt of that `prompt_name`; neither: its default prompt, and ""
+        is none at all. tokenization_kwargs:
         `truncate_prompt_tokens`, `truncation_side`, `add_special_tokens`.
+        input_type: which side of a search the prompts are on.
         `outputs.data` is a float32 tensor: [dim], or [tokens, dim] for a token
-        task. Raises InvalidRequest if one prompt cannot be served; none is then.
+        task; of several tasks all their numbers in a line. Raises InvalidRequest if
+        one prompt cannot be served; none is then.
         """
-        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt)
+        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
+        several = AND in (pooling_task or "")
         return [
-            PoolingRequestOutput(self._id(), PoolingOutput(torch.from_numpy(rows.copy())), ids.tolist())
+            PoolingRequestOutput(
+                self._id(), PoolingOutput(torch.from_numpy((rows[:, 0] if several else rows).copy())), ids.tolist()
+            )
             for rows, ids in self._run(prompts, asked, use_tqdm)
         ]
+
+    def encode_multi(
+        self,
+        prompts: Prompts,
+        tasks: Sequence[str] | None = None,
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        input_type: InputType | None = None,
+    ) -> list[MultiRequestOutput]:
+        """The answers to several tasks from one forward pass, e.g. bge-m3's dense, sparse and multi-vector ones.
+
+        tasks: None means all that the model can do. `outputs.data` maps each
+        task to a float32 tensor; the other arguments are as in encode().
+        """
+        task = AND.join(self.card.poolers if tasks is None else tasks)
+        params, side = pooling_params or PoolingParams(), side_of(self.card, input_type)
+        asked = _Asked(task, params, prompt_name, tokenization_kwargs, input_type=input_type)
+        answers = []
+        for rows, ids in self._run(prompts, asked, use_tqdm):
+            parts = {task: rows} if AND not in task else apart(rows[:, 0], ids, task, self.card, params, side)
+            data = {name: torch.from_numpy(part.copy()) for name, part in parts.items()}
+            answers.append(MultiRequestOutput(self._id(), MultiOutput(data), ids.tolist()))
+        return answers
+
+    def embed_sparse(
+        self,
+        prompts: Prompts,
+        *,
+        keys: Literal["id", "token"] = "id",
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        input_type: InputType | None = None,
+    ) -> list[SparseRequestOutput]:
+        """The words of each prompt, or words near it in meaning, that have a weight.
+
+        keys: by what `outputs.weights` names a word. The other arguments are as
+        in encode(). Raises UnsupportedTask for a model that weighs no words.
+        """
+        view, params = SparseView(self.card, self._intake.tokenizer), PoolingParams()
+        asked = _Asked(view.task, params, prompt_name, tokenization_kwargs, input_type=input_type)
+        answers = []
+        for rows, ids in self._stream(prompts, asked, use_tqdm):
+            weights = view.weights(rows, ids, params)
+            named = SparseOutput(view.tokens(weights) if keys == "token" else weights)
+            answers.append(SparseRequestOutput(self._id(), named, ids.tolist()))
+        return answers
 
     def embed(
         self,
@@ -128,6 +194,7 @@ class LLM:
         prompt_name: str | None = None,
         prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        input_type: InputType | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """One vector for each prompt; arguments as in encode().
 
@@ -135,7 +202,7 @@ class LLM:
         `embedding` then has the integers (pooling/quantise.py); eight numbers
         share one of the latter two.
         """
-        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
+        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
         quantise = self._quantiser(precision, pooling_params)
         return [
             EmbeddingRequestOutput(self._id(), EmbeddingOutput(quantise(rows).tolist()), ids.tolist())
@@ -160,8 +227,9 @@ class LLM:
             precision=precision,
             use_tqdm=use_tqdm,
             prompt_name=prompt_name,
-            prompt=self._prompt_of("query", prompt_name, prompt),
+            prompt=prompt,
             tokenization_kwargs=tokenization_kwargs,
+            input_type="query",
         )
 
     def encode_document(
@@ -182,8 +250,9 @@ class LLM:
             precision=precision,
             use_tqdm=use_tqdm,
             prompt_name=prompt_name,
-            prompt=self._prompt_of("document", prompt_name, prompt),
+            prompt=prompt,
             tokenization_kwargs=tokenization_kwargs,
+            input_type="document",
         )
 
     def embed_late(
@@ -283,12 +352,18 @@ class LLM:
             asked = _Asked("score", pooling_params, None, tokenization_kwargs)
             answers = [(float(rows[0]), ids) for rows, ids in self._run(pairs, asked, use_tqdm)]
         else:
-            asked = _Asked("token_embed" if kind == "max_sim" else "embed", pooling_params, None, tokenization_kwargs)
-            read = self._run([*first, *second], asked, use_tqdm)
-            queries = read[: len(first)] if len(first) == len(pairs) else [read[0]] * len(pairs)
+            task = "token_embed" if kind in ("max_sim", "mean_max_sim") else "embed"
+            asked = _Asked(task, pooling_params, None, tokenization_kwargs)
+            if self.card.sides:
+                queries = self._run(first, replace(asked, input_type="query"), use_tqdm)
+                documents = self._run(second, replace(asked, input_type="document"), use_tqdm)
+            else:
+                read = self._run([*first, *second], asked, use_tqdm)
+                queries, documents = read[: len(first)], read[len(first) :]
+            queries = queries if len(first) == len(pairs) else [queries[0]] * len(pairs)
             answers = [
                 (compare(kind, a, b), np.concatenate([a_ids, b_ids]))
-                for (a, a_ids), (b, b_ids) in zip(queries, read[len(first) :], strict=True)
+                for (a, a_ids), (b, b_ids) in zip(queries, documents, strict=True)
             ]
         return [ScoringRequestOutput(self._id(), ScoringOutput(score), ids.tolist()) for score, ids in answers]
 
@@ -306,10 +381,6 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prompt_of(self, role: Role, prompt_name: str | None, prompt: str | None) -> str | None:
-        """What the caller gave, else the model's prompt for the role."""
-        return role_prompt(role, self.card) if prompt is None and prompt_name is None else prompt
-
     def _quantiser(self, precision: str, params: PoolingParams | None) -> Quantiser:
         check_task("embed", self.card)
         return quantiser_for(precision, self.card, params or PoolingParams())
@@ -318,28 +389,33 @@ class LLM:
         return str(next(self._numbers))
 
     def _run(self, prompts: Prompts | Sequence[Prompt], asked: "_Asked", use_tqdm: bool) -> list[tuple[Rows, Ids]]:
+        return list(self._stream(prompts, asked, use_tqdm))
+
+    def _stream(
+        self, prompts: Prompts | Sequence[Prompt], asked: "_Asked", use_tqdm: bool
+    ) -> Iterator[tuple[Rows, Ids]]:
         """Tokenises chunk after chunk, a few ahead of the engine; (rows, ids) of each prompt in order."""
         if not self._thread.is_alive():
             raise EngineDead("this LLM was closed")
         inputs = _as_list(prompts)
-        answers: list[tuple[Rows, Ids]] = []
         under_way: deque[tuple[PackedBatch, Future[PooledOutput]]] = deque()
         with tqdm(total=len(inputs), desc="Processed prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
             try:
                 for batch in self._batches(inputs, asked):
                     under_way.append((batch, asyncio.run_coroutine_threadsafe(self._engine.pool(batch), self._loop)))
                     if len(under_way) > _CHUNKS_AHEAD:
-                        answers.extend(_collect(under_way, bar))
+                        yield from _collect(under_way, bar)
                 while under_way:
-                    answers.extend(_collect(under_way, bar))
+                    yield from _collect(under_way, bar)
             finally:
                 for _, future in under_way:
                     future.cancel()
-        return answers
 
     def _batches(self, inputs: list[Prompt], asked: "_Asked") -> Iterator[PackedBatch]:
-        for start in range(0, max(len(inputs), 1), _CHUNK):
-            yield self._intake.tokenize(asked.request(inputs[start : start + _CHUNK]))
+        wide = asked.task is not None and asked.task == self.card.sparse_task == "embed"
+        chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.card.dim))) if wide else _CHUNK
+        for start in range(0, max(len(inputs), 1), chunk):
+            yield self._intake.tokenize(asked.request(inputs[start : start + chunk]))
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
@@ -356,6 +432,7 @@ class _Asked:
     prompt_name: str | None
     tokenization: Mapping[str, Any] | None
     prompt: str | None = None
+    input_type: InputType | None = None
 
     def request(self, inputs: list[Prompt]) -> PoolingRequest:
         known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
@@ -366,7 +443,15 @@ class _Asked:
         params = PoolingParams() if self.params is None else self.params
         if not isinstance(params, PoolingParams):
             raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams")
-        return PoolingRequest(inputs, self.task, params, prompt_name=self.prompt_name, prompt=self.prompt, **options)
+        return PoolingRequest(
+            inputs,
+            self.task,
+            params,
+            prompt_name=self.prompt_name,
+            prompt=self.prompt,
+            input_type=self.input_type,
+            **options,
+        )
 
 
 def _as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:

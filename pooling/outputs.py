@@ -24,6 +24,42 @@ class PoolingRequestOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class MultiOutput:
+    """data: by task, float32: [dim] of a sequence task, [tokens, dim] of a token task."""
+
+    data: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class MultiRequestOutput:
+    """One input's answers to several tasks, of one forward pass."""
+
+    request_id: str
+    outputs: MultiOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SparseOutput:
+    """weights: of the words that have one, by token id, or by the token's text where that was asked for."""
+
+    weights: dict[int, float] | dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRequestOutput:
+    """One input's sparse vector."""
+
+    request_id: str
+    outputs: SparseOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingOutput:
     """embedding: `hidden_size` float32 values as Python floats; integers where the precision asked for has them."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,9 @@ class PoolingRequest:
     the model takes, k > 0 to k tokens, special tokens counted. truncation_side
     None means the tokenizer's own. What is put before every text: `prompt` as it
     stands, or the model's prompt named `prompt_name`; neither: the model's
-    default prompt, if it has one.
+    default prompt, if it has one. input_type: which side of a search the texts
+    are on, for a model that reads queries and documents in two ways; None: on
+    neither.
     """
 
     inputs: Sequence[Prompt]
@@ -63,17 +65,20 @@ class PoolingRequest:
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     prompt: str | None = None
+    input_type: Literal["query", "document"] | None = None
 
 
 class TokenizedInput(NamedTuple):
     """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair.
 
-    segments [tokens] int32: as in PackedBatch.
+    segments [tokens] int32: as in PackedBatch. Only its first `attended` tokens are
+    seen by the others, None: all.
     """
 
     ids: Ids
     second: int | None = None
     segments: Ids | None = None
+    attended: int | None = None
 
 
 class Frame(NamedTuple):
@@ -95,6 +100,9 @@ class PackedBatch:
     counts, from 0 on without a gap. by_segment: whether an input has a vector
     for each segment; otherwise it has the one of segment 0. frame: what every
     chunk of an input that is too long repeats, where the model's chunks do.
+    attended [inputs] int32, where queries are filled up with tokens that their
+    own do not see: how many of each input's tokens are seen, from its first on.
+    input_type: the side that all inputs are on.
     """
 
     ids: Ids
@@ -105,30 +113,54 @@ class PackedBatch:
     segments: Ids | None = None
     by_segment: bool = False
     frame: Frame | None = None
+    attended: Ids | None = None
+    input_type: Literal["query", "document"] | None = None
 
     @classmethod
-    def pack(cls, inputs: Sequence[TokenizedInput], task: str, params: PoolingParams) -> "PackedBatch":
+    def pack(
+        cls,
+        inputs: Sequence[TokenizedInput],
+        task: str,
+        params: PoolingParams,
+        input_type: Literal["query", "document"] | None = None,
+    ) -> "PackedBatch":
         lengths = np.fromiter((len(item.ids) for item in inputs), dtype=np.int32, count=len(inputs))
         ids = np.concatenate([item.ids for item in inputs]) if inputs else np.empty(0, np.int32)
-        second = None
-        if any(item.second is not None for item in inputs):
-            second = np.array([len(i.ids) if i.second is None else i.second for i in inputs], np.int32)
+        second, attended = (_given([getattr(item, name) for item in inputs], lengths) for name in _PER_INPUT)
         segments = None
         if any(item.segments is not None for item in inputs):
             segments = np.concatenate(
                 [np.zeros(len(i.ids), np.int32) if i.segments is None else i.segments for i in inputs]
             )
-        return cls(ids.astype(np.int32, copy=False), lengths, task, params, second, segments)
+        return cls(
+            ids.astype(np.int32, copy=False),
+            lengths,
+            task,
+            params,
+            second,
+            segments,
+            attended=attended,
+            input_type=input_type,
+        )
 
     @classmethod
     def join(cls, batches: Sequence["PackedBatch"]) -> "PackedBatch":
-        """The inputs of several batches as one; task and params are those of the first, which all share."""
+        """The inputs of several batches as one; all but the inputs is that of the first, which all share."""
         if len(batches) == 1:
             return batches[0]
         ids, lengths = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "lengths"))
-        second, segments = join_second(batches), join_segments(batches)
+        second, attended = (join_given(batches, name) for name in _PER_INPUT)
+        segments = join_segments(batches)
         frame = next((batch.frame for batch in batches if batch.frame is not None), None)
-        return replace(batches[0], ids=ids, lengths=lengths, second=second, segments=segments, frame=frame)
+        return replace(
+            batches[0],
+            ids=ids,
+            lengths=lengths,
+            second=second,
+            segments=segments,
+            frame=frame,
+            attended=attended,
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -144,28 +176,48 @@ class PackedBatch:
     def slice(self, start: int, stop: int) -> "PackedBatch":
         """Inputs start..stop as a batch of their own."""
         bounds = self.offsets()
-        second = None if self.second is None else self.second[start:stop]
-        tokens = slice(bounds[start], bounds[stop])
-        segments = None if self.segments is None else self.segments[tokens]
-        return replace(self, ids=self.ids[tokens], lengths=self.lengths[start:stop], second=second, segments=segments)
+        return self._part(np.s_[bounds[start] : bounds[stop]], np.s_[start:stop])
 
     def take(self, inputs: NDArray[np.int64], bounds: NDArray[np.int64]) -> "PackedBatch":
         """The chosen inputs, in that order, as a batch of their own; bounds are offsets()."""
         if len(inputs) == len(self) and (len(inputs) == 1 or np.array_equal(inputs, np.arange(len(inputs)))):
             return self
-        second = None if self.second is None else self.second[inputs]
-        ids = np.concatenate([self.ids[bounds[i] : bounds[i + 1]] for i in inputs])
-        segments = self.segments
-        if segments is not None:
-            segments = np.concatenate([segments[bounds[i] : bounds[i + 1]] for i in inputs])
-        return replace(self, ids=ids, lengths=self.lengths[inputs], second=second, segments=segments)
+        tokens = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in inputs])
+        return self._part(tokens, inputs)
+
+    def _part(self, tokens: Any, inputs: Any) -> "PackedBatch":
+        second, attended = (None if given is None else given[inputs] for given in (self.second, self.attended))
+        segments = None if self.segments is None else self.segments[tokens]
+        return replace(
+            self,
+            ids=self.ids[tokens],
+            lengths=self.lengths[inputs],
+            second=second,
+            segments=segments,
+            attended=attended,
+        )
 
 
-def join_second(batches: Sequence[PackedBatch]) -> Ids | None:
-    """`second` of several batches laid end to end; inputs of a batch without one have no second text."""
-    if all(batch.second is None for batch in batches):
+# Tokens counted from an input's first; where one has none, it is as if all its tokens came before.
+_PER_INPUT = ("second", "attended")
+
+
+def join_given(batches: Sequence[PackedBatch], name: str) -> Ids | None:
+    """`second` or `attended` of several batches laid end to end; a batch without it counts all tokens of its inputs."""
+    given = [getattr(batch, name) for batch in batches]
+    if all(counts is None for counts in given):
         return None
-    return np.concatenate([batch.lengths if batch.second is None else batch.second for batch in batches])
+    return np.concatenate(
+        [batch.lengths if counts is None else counts for batch, counts in zip(batches, given, strict=True)]
+    )
+
+
+def _given(counts: Sequence[int | None], lengths: Ids) -> Ids | None:
+    if all(count is None for count in counts):
+        return None
+    return np.array(
+        [length if count is None else count for count, length in zip(counts, lengths, strict=True)], np.int32
+    )
 
 
 def join_segments(batches: Sequence[PackedBatch]) -> Ids | None:
@@ -189,7 +241,9 @@ class PooledOutput:
 
     data [inputs, width] float32 for a sequence task; for a token task
     [rows, width], and `lengths` [inputs] int32 says how many rows each input has:
-    one for each token, or fewer where only some tokens are asked for.
+    one for each token, or fewer where only some tokens are asked for. For tasks
+    joined by `&` [numbers, 1]: the rows of all of them in a line, task after
+    task, and `lengths` how many numbers that makes for each input.
     """
 
     data: Rows
@@ -201,6 +255,15 @@ class PooledOutput:
         if self.lengths is None:
             return list(self.data)
         return np.split(self.data, np.cumsum(self.lengths)[:-1])
+
+    @staticmethod
+    def together(parts: Sequence["PooledOutput"]) -> "PooledOutput":
+        """The answers to several tasks of the same inputs as one."""
+        lines = [
+            np.concatenate([rows.ravel() for rows in of_input])
+            for of_input in zip(*(p.rows() for p in parts), strict=True)
+        ]
+        return PooledOutput(np.concatenate(lines)[:, None], np.array([len(line) for line in lines], np.int32))
 
     @staticmethod
     def merge(parts: Sequence["PooledOutput"]) -> "PooledOutput":

@@ -13,12 +13,14 @@ from pooling.config import ModelSpec
 from pooling.forward import Forward, StepInput, choose_forward
 from pooling.heads import activation_of, cut
 from pooling.heads.check import check_heads
+from pooling.kept import kept, side_of
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.describe import describe
 from pooling.loading.dtype import choose_device, choose_dtype
 from pooling.poolers import POOLERS
-from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_second, join_segments
-from pooling.tasks import TASKS
+from pooling.poolers.splade import SpladePooler
+from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_given, join_segments
+from pooling.tasks import TASKS, parts_of
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
 _CPU_STEP_TOKENS = 1_024
@@ -80,11 +82,14 @@ class Pooled:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A step ready for the device: its inputs sorted by length, longest first, and what is asked of each."""
+    """A step ready for the device: its inputs sorted by length, longest first, and what is asked of each.
+
+    tasks: of each part, those that it wants answered, in its order.
+    """
 
     step: StepInput
     asks: tuple[Ask, ...]
-    parts: int
+    tasks: tuple[tuple[str, ...], ...]
 
 
 class LocalRunner:
@@ -105,6 +110,8 @@ class LocalRunner:
         self._forward: Forward
         self._forward, self._heads = choose_forward(description, self.dtype, self.device, self.max_batch_tokens)
         check_heads(self.card, self._heads, self._forward)
+        splade = description.files.splade
+        self._splade = SpladePooler(splade.strategy, splade.logarithms, self.card.dim) if splade is not None else None
         self._activations = {
             pooler.activation: activation_of(pooler.activation) for pooler in self.card.poolers.values()
         }
@@ -122,16 +129,18 @@ class LocalRunner:
         """Sorts the inputs of a step by length and builds what the device reads. Host work only."""
         lengths = np.concatenate([part.lengths for part in parts])
         ids = np.concatenate([part.ids for part in parts])
-        order = np.argsort(-lengths, kind="stable")
+        second, attended = join_given(parts, "second"), join_given(parts, "attended")
+        # Neighbours of equal length are computed in one product, if as many of their tokens are seen.
+        order = np.argsort(-lengths, kind="stable") if attended is None else np.lexsort((attended, -lengths))
         place = np.empty_like(order)  # where the input now lies, for each input in part order
         place[order] = np.arange(len(order))
         sorted_lengths = lengths[order]
         if np.any(order[1:] < order[:-1]):
             ids = ids[_tokens_of(order, lengths)]
-        second = join_second(parts)
-        step = self._forward.prepare(ids, sorted_lengths, None if second is None else second[order])
+        second, attended = (None if given is None else given[order] for given in (second, attended))
+        step = self._forward.prepare(ids, sorted_lengths, second, attended)
         asks = tuple(self._asks(parts, ids, place, sorted_lengths))
-        return Prepared(step, asks, len(parts))
+        return Prepared(step, asks, tuple(parts_of(part.task) for part in parts))
 
     def launch(self, prepared: Prepared) -> "LocalPending":
         """Runs the forward pass, the pooler and the heads; on CUDA it only enqueues them."""
@@ -145,11 +154,12 @@ class LocalRunner:
     ) -> list[Ask]:
         """Groups the parts that want the same, and says which rows they get."""
         bounds = np.cumsum([0, *(len(part) for part in parts)])
-        wants: dict[tuple[str, PoolingParams, bool], list[int]] = {}
+        wants: dict[tuple[str, PoolingParams, str | None, bool], list[int]] = {}
         for index, part in enumerate(parts):
-            wants.setdefault((part.task, part.params, part.by_segment), []).append(index)
+            for task in parts_of(part.task):
+                wants.setdefault((task, part.params, part.input_type, part.by_segment), []).append(index)
         asks = []
-        for (task, params, by_segment), members in wants.items():
+        for (task, params, input_type, by_segment), members in wants.items():
             rows = np.concatenate([place[bounds[index] : bounds[index + 1]] for index in members])
             ends = np.cumsum([len(parts[index]) for index in members])[:-1]
             of_input: NDArray[np.int32] | None = None  # rows of each input, where that is not one
@@ -162,7 +172,7 @@ class LocalRunner:
                 pooled = Pooled(self._forward.to_device(tokens), self._forward.to_device(tokens_of_row))
                 rows, of_input = np.arange(len(tokens_of_row)), rows_of_input if by_segment else None
             elif by_token:
-                rows, of_input = self._tokens(rows, ids, lengths, pooler, params)
+                rows, of_input = self._tokens(rows, ids, lengths, pooler, params, input_type)
             counts = () if of_input is None else tuple(np.split(of_input, ends))
             sizes = tuple(int(one.sum()) for one in counts) or tuple(len(parts[index]) for index in members)
             on_device = self._forward.to_device(rows)
@@ -176,27 +186,22 @@ class LocalRunner:
         lengths: NDArray[np.int32],
         pooler: ResolvedPooler,
         params: PoolingParams,
+        input_type: str | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The rows of a token task's inputs, and how many of them each input has."""
         rows, counts = _tokens_of(inputs, lengths), lengths[inputs]
-        tag = pooler.step_tag_id if params.step_tag_id is None else params.step_tag_id
-        if tag is None:
+        mask = kept(ids[rows], counts, pooler, params, side_of(self.card, input_type))
+        if mask is None:
             return rows, counts
-        kept = ids[rows] == tag
         of_input = np.repeat(np.arange(len(inputs)), counts)
-        return rows[kept], np.bincount(of_input[kept], minlength=len(inputs)).astype(np.int32)
+        return rows[mask], np.bincount(of_input[mask], minlength=len(inputs)).astype(np.int32)
 
     def _answer(self, hidden: Tensor, lengths: Tensor, ask: Ask) -> Tensor:
         pooler: ResolvedPooler = self.card.poolers[ask.task]
-        head = self._heads[pooler.head] if pooler.head is not None else None
-        if head is not None and pooler.head_first:
-            hidden, head = head(hidden.float()), None
-        if ask.pooled is not None:
-            hidden, lengths = hidden[ask.pooled.tokens], ask.pooled.lengths
-        source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
-        rows = source[ask.rows].float()
-        if head is not None:
-            rows = head(rows)
+        if self._splade is not None:
+            rows = self._splade(hidden, lengths, self._heads["masked_lm"])[ask.rows]
+        else:
+            rows = self._pooled(hidden, lengths, ask, pooler)
         columns = pooler.returned_token_ids if ask.params.returned_token_ids is None else ask.params.returned_token_ids
         if columns is not None:
             rows = rows[:, list(columns)]
@@ -204,6 +209,17 @@ class LocalRunner:
         rows = cut(rows, ask.params.dimensions or pooler.dimensions)
         activate = pooler.activate if ask.params.use_activation is None else ask.params.use_activation
         return self._activations[pooler.activation](rows) if activate else rows
+
+    def _pooled(self, hidden: Tensor, lengths: Tensor, ask: Ask, pooler: ResolvedPooler) -> Tensor:
+        """The rows of an ask, pooled and read by the task's head."""
+        head = self._heads[pooler.head] if pooler.head is not None else None
+        if head is not None and pooler.head_first:
+            hidden, head = head(hidden.float()), None
+        if ask.pooled is not None:
+            hidden, lengths = hidden[ask.pooled.tokens], ask.pooled.lengths
+        source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
+        rows = source[ask.rows].float()
+        return rows if head is None else head(rows)
 
 
 class LocalPending:
@@ -221,12 +237,15 @@ class LocalPending:
     def wait(self) -> list[PooledOutput]:
         if self._event is not None:
             self._event.synchronize()
-        outputs: list[PooledOutput | None] = [None] * self._prepared.parts
+        outputs: list[dict[str, PooledOutput]] = [{} for _ in self._prepared.tasks]
         for ask, answer in zip(self._prepared.asks, self._answers, strict=True):
             pieces = np.split(answer.numpy(), np.cumsum(ask.sizes)[:-1])
             for index, (part, rows) in enumerate(zip(ask.parts, pieces, strict=True)):
-                outputs[part] = PooledOutput(rows, ask.counts[index] if ask.counts else None)
-        return [output for output in outputs if output is not None]
+                outputs[part][ask.task] = PooledOutput(rows, ask.counts[index] if ask.counts else None)
+        return [
+            output[tasks[0]] if len(tasks) == 1 else PooledOutput.together([output[task] for task in tasks])
+            for output, tasks in zip(outputs, self._prepared.tasks, strict=True)
+        ]
 
 
 def _tokens_of(inputs: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -38,15 +38,18 @@ def check_scoring(card: ModelCard) -> Scoring:
 
 
 def compare(kind: Scoring, first: Rows, second: Rows) -> float:
-    """The similarity of two answers of an embedding model: vectors [dim], or for max_sim [tokens, dim] each.
+    """The similarity of two answers of an embedding model: vectors [dim], or for max_sim and
+    mean_max_sim [tokens, dim] each.
 
     In float64, so that equal texts have cosine 1 to the last bit of a float32.
     max_sim sums over the tokens of `first` the best product with a token of
-    `second`. Source: Khattab and Zaharia 2020, arXiv:2004.12832, section 3.3.
+    `second`; mean_max_sim divides that by the tokens of `first`. Source: Khattab
+    and Zaharia 2020, arXiv:2004.12832, section 3.3.
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
-    if kind == "max_sim":
-        return float((a @ b.T).max(axis=1).sum())
+    if kind in ("max_sim", "mean_max_sim"):
+        best = (a @ b.T).max(axis=1) if len(a) and len(b) else np.zeros(1)
+        return float(best.sum() if kind == "max_sim" else best.mean())
     if kind == "dot":
         return float(a @ b)
     if kind == "euclidean":

@@ -14,6 +14,7 @@ _NAMED: dict[str, Activation] = {
     "normalize": normalise,
     "softmax": lambda rows: rows.softmax(-1),
     "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
     "identity": lambda rows: rows,
 }
 
@@ -21,7 +22,7 @@ _NAMED: dict[str, Activation] = {
 def activation_of(name: str) -> Activation:
     """rows [n, width] float32 -> the same shape.
 
-    name is one of the four above, or a class of torch.nn by the dotted name that
+    name is one of the five above, or a class of torch.nn by the dotted name that
     a checkpoint gives it. Raises CheckpointError if there is no such class.
     """
     if name in _NAMED:

@@ -8,14 +8,16 @@ from transformers import PreTrainedConfig
 from pooling.errors import CheckpointError
 
 # embedder: layers alone. classifier and token_classifier: a head of transformers' own class. reward: two linear
-# layers over every token, of which transformers has no class.
-Kind = Literal["embedder", "classifier", "token_classifier", "reward"]
+# layers over every token, of which transformers has no class. masked_lm: transformers' head, which SPLADE reads.
+# colbert: one linear layer over every token, in the same file as the layers.
+Kind = Literal["embedder", "classifier", "token_classifier", "reward", "masked_lm", "colbert"]
 
 _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "classifier"),
     ("ForTokenClassification", "token_classifier"),
     ("ForRewardModel", "reward"),
     ("ForProcessRewardModel", "reward"),
+    ("HF_ColBERT", "colbert"),
     ("Model", "embedder"),
     ("ForMaskedLM", "embedder"),
     ("ForCausalLM", "embedder"),
@@ -41,10 +43,13 @@ class Anatomy:
     step_tag_id: int | None = None
 
 
-def anatomy_of(config: PreTrainedConfig) -> Anatomy:
-    """Raises CheckpointError for a head that is not served: naming what was found and what is."""
+def anatomy_of(config: PreTrainedConfig, splade: bool = False) -> Anatomy:
+    """splade: whether its files say that a masked-language-model head is read.
+
+    Raises CheckpointError for a head that is not served: naming what was found and what is.
+    """
     name = (config.architectures or ["(none named)"])[0]
-    if not config.architectures:
+    if not config.architectures and not splade:
         return Anatomy(name, "embedder")
     kind = next((kind for ending, kind in _ENDINGS if name.endswith(ending)), None)
     if kind is None or (kind == "embedder" and name.endswith("RewardModel")):
@@ -52,7 +57,13 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
         raise CheckpointError(
             f"architecture {name} has a head that is not served; supported are those that end in {allowed}"
         )
-    if kind == "embedder":
+    if splade:
+        if not name.endswith("ForMaskedLM"):
+            raise CheckpointError(
+                f"SPLADE reads a masked-language-model head, which {name} lacks; ...ForMaskedLM has one"
+            )
+        return Anatomy(name, "masked_lm")
+    if kind in ("embedder", "colbert"):
         return Anatomy(name, kind)
     if kind == "classifier" and hasattr(config, "num_decoder_layers"):
         raise CheckpointError(f"architecture {name} classifies by its decoder, which is not supported")

@@ -6,7 +6,11 @@ from typing import Literal
 from pooling.config import PoolingType
 
 # cross_encoder: the model reads a pair and answers one number. The others compare vectors of the two texts apart.
-Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim"]
+Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim", "mean_max_sim"]
+# SPLADE's reduce what a masked-language-model head says of each token, so no other model can be asked for them.
+SpladePooling = Literal["SPLADE_MAX", "SPLADE_SUM"]
+InputType = Literal["query", "document"]
+SparseTask = Literal["embed", "token_classify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,14 @@ class ResolvedPooler:
     are kept. returned_token_ids: the columns that are kept, in this order.
     logit_mean and logit_sigma calibrate before the activation. skipped_id: the
     token that LAST passes over at the end of an input. head_first: the head reads
-    every token, and what it says of them is pooled.
+    every token, and what it says of them is pooled. edge_ids: of a token task,
+    the tokens that have no row where an input begins with the one or ends with
+    the other.
     sources maps `pooling_type`, `activation` and `dimensions` to one of
     `override_pooler_config`, `sentence_transformers`, `model` or `default`.
     """
 
-    pooling_type: PoolingType
+    pooling_type: PoolingType | SpladePooling
     width: int
     activation: str = "normalize"
     activate: bool = True
@@ -38,15 +44,37 @@ class ResolvedPooler:
     logit_sigma: float | None = None
     skipped_id: int | None = None
     head_first: bool = False
+    edge_ids: tuple[int | None, int | None] = (None, None)
     sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """In words for whoever reads a log: `MEAN (sentence_transformers), normalize (default)`."""
-        parts = [f"{self.pooling_type} ({self.sources.get('pooling_type', 'default')})"]
+        """In words for whoever reads a log: `MEAN (sentence_transformers), projection, normalize (default)`."""
+        parts = [
+            f"{self.pooling_type} ({self.sources.get('pooling_type', 'default')})",
+            *([self.head] if self.head else []),
+        ]
         parts.append(f"{'' if self.activate else 'no '}{self.activation} ({self.sources.get('activation', 'default')})")
         if self.dimensions is not None:
             parts.append(f"cut to {self.dimensions} ({self.sources.get('dimensions', 'default')})")
         return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """How a multi-vector model reads its queries, or its documents.
+
+    max_tokens: None means no limit of its own. expand_to: shorter inputs are
+    filled up to so many tokens with expansion_id, None: not at all; attends:
+    whether the input's own tokens see those. dropped_ids have no row in the
+    answer, nor has any token but kept_ids, where there are some.
+    """
+
+    max_tokens: int | None = None
+    expand_to: int | None = None
+    expansion_id: int = 0
+    attends: bool = False
+    dropped_ids: tuple[int, ...] = ()
+    kept_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +92,10 @@ class ModelCard:
     int8 and uint8 vectors cover, where the configuration says so. chunked,
     max_embed_len, chunk_overlap: how texts are embedded that are longer than
     max_model_len, as in PoolerConfig.
+    sides: how a multi-vector model reads queries and documents, empty for others.
+    markers: prompts whose first word is one token of theirs. sparse_task: the
+    task whose answer is a weight for each word of the vocabulary, or of the
+    input; None for most models.
     """
 
     name: str
@@ -86,6 +118,9 @@ class ModelCard:
     chunked: bool = False
     max_embed_len: int | None = None
     chunk_overlap: int | None = None
+    sides: dict[InputType, Side] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
+    sparse_task: SparseTask | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

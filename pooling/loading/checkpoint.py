@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pooling.errors import CheckpointError
-from pooling.loading.sentence_transformers import read_json
+from pooling.loading.files import read_json
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 

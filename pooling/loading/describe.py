@@ -8,12 +8,18 @@ from transformers import PreTrainedConfig
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
 from pooling.loading.anatomy import Anatomy, anatomy_of
-from pooling.loading.card import ModelCard
+from pooling.loading.bge_m3 import TokenLayers, token_layers
+from pooling.loading.card import ModelCard, SparseTask
 from pooling.loading.families import Family, family_of
+from pooling.loading.files import read_json
 from pooling.loading.model_config import read_config, refuse_own_code
+from pooling.loading.modules import width_after
 from pooling.loading.resolve import Facts, resolve
-from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
+from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from pooling.loading.sides import sides_of
 from pooling.loading.source import locate
+from pooling.loading.tensor_file import shape_of
+from pooling.loading.tokenizer import TextTokenizer
 from pooling.loading.vector_settings import check_vector_settings
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
@@ -22,13 +28,18 @@ _NO_LIMIT = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """All that the small files say: `backbone` is the directory with config.json and the weights."""
+    """All that the small files say: `backbone` is the directory with config.json and the weights.
+
+    files and token_layers name what else has weights.
+    """
 
     card: ModelCard
     config: PreTrainedConfig
     anatomy: Anatomy
     family: Family
     backbone: Path
+    files: SentenceTransformersFiles
+    token_layers: TokenLayers | None
 
 
 def describe(spec: ModelSpec) -> Description:
@@ -50,13 +61,16 @@ def _describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
     config = read_config(files.backbone)
     family = family_of(config.model_type)
-    anatomy = anatomy_of(config)
+    anatomy = anatomy_of(config, splade=files.splade is not None)
     refuse_own_code(anatomy.architecture, config)
-    dim = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT may project its answer
-    facts = Facts(spec, config, anatomy, family, files, dim)
+    dim = _dim(config, anatomy, files)
+    layers = token_layers(files.backbone)
+    facts = Facts(spec, config, anatomy, family, files, dim, layers)
     poolers, scoring = resolve(facts)
     max_model_len = _max_model_len(spec, config, family, files)
     check_vector_settings(facts, poolers, max_model_len)
+    colbert, markers = files.multi_vector, _markers(files)
+    sparse: SparseTask | None = "embed" if files.splade else "token_classify" if layers else None
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
@@ -78,8 +92,29 @@ def _describe(spec: ModelSpec) -> Description:
         chunked=facts.override.enable_chunked_processing,
         max_embed_len=facts.override.max_embed_len,
         chunk_overlap=facts.override.chunk_overlap,
+        sides=sides_of(colbert, TextTokenizer.load(files.backbone, markers), config, max_model_len) if colbert else {},
+        markers=markers,
+        sparse_task=sparse if sparse in poolers else None,
     )
-    return Description(card, config, anatomy, family, files.backbone)
+    return Description(card, config, anatomy, family, files.backbone, files, layers)
+
+
+def _dim(config: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
+    if anatomy.kind == "colbert" and files.layers:
+        raise CheckpointError(
+            "an HF_ColBERT has its layer beside its weights; modules.json lists others, which is refused"
+        )
+    if anatomy.kind == "colbert":
+        return shape_of(files.backbone, "linear.weight")[0]
+    own = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT may project its answer
+    return width_after(files.layers, int(config.vocab_size if anatomy.kind == "masked_lm" else own))
+
+
+def _markers(files: SentenceTransformersFiles) -> tuple[str, ...]:
+    markers = tuple((files.multi_vector.markers or {}).values()) if files.multi_vector else ()
+    if markers and files.lower_case:
+        raise CheckpointError("the model marks its texts with tokens, but do_lower_case would change them")
+    return markers
 
 
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:

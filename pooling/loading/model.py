@@ -19,6 +19,7 @@ from pooling.loading.anatomy import Kind
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.matching import match
+from pooling.loading.projection import load_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,21 @@ def load_model(
     }
     for pieces in found.pieces:
         state |= pieces.read(whole, checkpoint, dtype, device)
-    state |= {twin: state[name] for twin, name in found.twins.items()}
+    for twin, name in found.twins.items():  # they share their memory, if they share their dtype
+        wanted = _dtype_of(twin, whole, dtype)
+        shared = state[name].dtype == wanted or name not in found.source_of
+        state[twin] = state[name] if shared else checkpoint.read(found.source_of[name], wanted, device)
     whole.load_state_dict(state, strict=False, assign=True)
     whole.to(device).eval().requires_grad_(False)
+    heads = load_heads(description, device)
     if description.anatomy.kind == "embedder":
-        return LoadedModel(whole, {})
+        return LoadedModel(whole, heads)
     if isinstance(whole, RewardModel):
         return LoadedModel(whole.model, {"reward": whole.score})
+    if isinstance(whole, ColbertModel):
+        return LoadedModel(whole.backbone, {"projection": whole.linear})
     head = TransformersHead(whole)
-    return LoadedModel(head.backbone, {"classifier": head})
+    return LoadedModel(head.backbone, {"masked_lm" if description.anatomy.kind == "masked_lm" else "classifier": head})
 
 
 def _backbone(description: Description) -> PreTrainedModel:
@@ -81,11 +88,18 @@ def _with_reward(description: Description) -> "RewardModel":
     return cast(RewardModel, model)
 
 
+def _with_colbert(description: Description) -> "ColbertModel":
+    model: Any = _without_memory(ColbertModel, _backbone(description), description.card.dim)
+    return cast(ColbertModel, model)
+
+
 _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "embedder": _backbone,
     "classifier": _with_head,
     "token_classifier": _with_head,
     "reward": _with_reward,
+    "masked_lm": _with_head,
+    "colbert": _with_colbert,
 }
 
 
@@ -99,6 +113,20 @@ class RewardModel(nn.Module):
         self.model = backbone
         dim = int(backbone.config.hidden_size)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, labels))
+
+
+class ColbertModel(nn.Module):
+    """A backbone, mostly a BERT, with one linear layer over every token, as Stanford's HF_ColBERT is saved."""
+
+    def __init__(self, backbone: PreTrainedModel, dim: int) -> None:
+        super().__init__()
+        self.base_model_prefix = backbone.base_model_prefix
+        setattr(self, self.base_model_prefix, backbone)
+        self.linear = nn.Linear(int(backbone.config.hidden_size), dim, bias=False)
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, getattr(self, self.base_model_prefix))
 
 
 def _dtype_of(name: str, whole: Any, dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from pooling.errors import CheckpointError
 from pooling.loading.families import FAMILIES, TWINS
-from pooling.loading.sentence_transformers import read_json
+from pooling.loading.files import read_json
 
 log = logging.getLogger("raypool")
 

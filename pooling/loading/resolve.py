@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig
 from pooling.config import ModelSpec, PoolerConfig, PoolingType
 from pooling.errors import CheckpointError, ConfigError
 from pooling.loading.anatomy import Anatomy
-from pooling.loading.card import ResolvedPooler, Scoring
+from pooling.loading.bge_m3 import TokenLayers, edges
+from pooling.loading.card import ResolvedPooler, Scoring, SpladePooling
 from pooling.loading.families import Family
 from pooling.loading.sentence_transformers import SentenceTransformersFiles
 from pooling.tasks import TASKS
@@ -27,7 +28,7 @@ _STATED: dict[str, PoolingType] = {"avg": "MEAN", "mean": "MEAN", "cls": "CLS", 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the small files say, as far as it decides how tasks are answered."""
+    """All that the small files say, as far as it decides how tasks are answered. dim: components of a vector."""
 
     spec: ModelSpec
     config: PreTrainedConfig
@@ -35,6 +36,7 @@ class Facts:
     family: Family
     files: SentenceTransformersFiles
     dim: int
+    token_layers: TokenLayers | None = None
 
     @property
     def override(self) -> PoolerConfig:
@@ -47,6 +49,7 @@ def resolve(facts: Facts) -> tuple[dict[str, ResolvedPooler], Scoring | None]:
     Raises ConfigError for a task that the model cannot do, or a setting that
     means nothing to it; CheckpointError for a model that asks for what we lack.
     """
+    _refuse_impossible_pooling(facts)
     poolers = _labels(facts) if facts.anatomy.labels else _vectors(facts)
     override = facts.override
     if override.token_type is not None and override.seq_pooling_type is None:
@@ -80,8 +83,33 @@ def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
                 f"{facts.dim}"
             )
         sources["dimensions"] = "override_pooler_config"
-    plain = ResolvedPooler("ALL", facts.dim, activate=activate, dimensions=override.dimensions, sources=sources)
-    return {"embed": _pooled(facts, plain), "token_embed": _by_token(facts, plain)}
+    head = "projection" if files.layers or facts.anatomy.kind == "colbert" else None
+    plain = ResolvedPooler(
+        "ALL", facts.dim, activate=activate, head=head, dimensions=override.dimensions, sources=sources
+    )
+    if files.splade is not None:
+        kind: SpladePooling = "SPLADE_MAX" if files.splade.strategy == "max" else "SPLADE_SUM"
+        sources = {"pooling_type": "sentence_transformers", **sources}
+        return {"embed": replace(plain, pooling_type=kind, head="masked_lm", sources=sources)}
+    by_token = _by_token(facts, plain)
+    if files.multi_vector is not None:
+        return {"token_embed": by_token}
+    pooled = _pooled(facts, plain)
+    if facts.token_layers is None:
+        return {"embed": pooled, "token_embed": by_token}
+    first, last = edges(facts.config)
+    weights = replace(
+        by_token,
+        width=1,
+        head="sparse",
+        activation="relu",
+        activate=True,
+        dimensions=None,
+        edge_ids=(first, last),
+        sources={**by_token.sources, "activation": "model"},
+    )
+    vectors = replace(by_token, head="colbert", edge_ids=(first, None))
+    return {"embed": pooled, "token_embed": vectors, "token_classify": weights}
 
 
 def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
@@ -123,7 +151,8 @@ def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
 
 
 def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
-    stated = str(getattr(facts.config, "classifier_pooling", None)) if plain.head else ""
+    labels = bool(facts.anatomy.labels)
+    stated = str(getattr(facts.config, "classifier_pooling", None)) if labels else ""
     family = facts.family.pooling_type
     kind, by = _first(
         ("override_pooler_config", facts.override.sequence_type),
@@ -133,7 +162,7 @@ def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
         ("model" if family != "LAST" else "default", family),
     )
     # transformers' classes read the last token that is no padding, and take any last token with that id for padding.
-    skipped = facts.config.pad_token_id if plain.head and kind == "LAST" and by != "override_pooler_config" else None
+    skipped = facts.config.pad_token_id if labels and kind == "LAST" and by != "override_pooler_config" else None
     late = stated == "late" and by == "model"
     sources = {"pooling_type": by, **plain.sources}
     return replace(plain, pooling_type=kind, skipped_id=skipped, head_first=late, sources=sources)
@@ -198,9 +227,23 @@ def _label_activation(config: PreTrainedConfig, labels: int) -> tuple[str, str]:
 def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None:
     if "score" in poolers:
         return "cross_encoder"
+    if facts.files.multi_vector is not None or facts.anatomy.kind == "colbert":
+        return facts.files.similarity or "max_sim"
     if "embed" not in poolers:
         return None
-    return facts.files.similarity or "cosine"
+    return facts.files.similarity or ("dot" if facts.files.splade is not None else "cosine")
+
+
+def _refuse_impossible_pooling(facts: Facts) -> None:
+    """SPLADE has one way to pool, and a multi-vector model never pools an input into one row."""
+    override, multi_vector = facts.override, facts.files.multi_vector is not None
+    asked = override.sequence_type or (None if multi_vector else override.token_type)
+    if asked is not None and (multi_vector or facts.files.splade is not None):
+        kind = "a multi-vector" if multi_vector else "a SPLADE"
+        raise ConfigError(
+            f"{facts.spec.served_name}: pooling_type is {asked}, but {facts.anatomy.architecture} is {kind} model, "
+            f"which takes {'ALL and STEP' if multi_vector else 'no pooling_type but its own'}"
+        )
 
 
 def _refuse_idle_settings(facts: Facts, poolers: dict[str, ResolvedPooler]) -> None:

@@ -1,27 +1,29 @@
 """What Sentence Transformers' files say of a model: modules.json and the files it points to."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from pooling.config import SequencePooling
 from pooling.errors import CheckpointError
+from pooling.loading.card import Scoring
+from pooling.loading.files import read_json
+from pooling.loading.modules import Layer, Modules, Splade, read_modules
+from pooling.loading.multi_vector import (
+    MultiVector,
+    is_multi_vector,
+    is_pylate,
+    read_multi_vector,
+    read_stanford,
+    with_markers,
+)
 
-# The name of the flag in older Pooling configs, and of the mode in newer ones, without the prefix.
-_MODES: dict[str, SequencePooling] = {
-    "cls_token": "CLS",
-    "cls": "CLS",
-    "mean_tokens": "MEAN",
-    "mean": "MEAN",
-    "max_tokens": "MAX",
-    "max": "MAX",
-    "lasttoken": "LAST",
-    "weightedmean_tokens": "WEIGHTEDMEAN",
-    "weightedmean": "WEIGHTEDMEAN",
-    "mean_sqrt_len_tokens": "MEAN_SQRT_LEN",
+_SIMILARITIES: dict[str, Scoring] = {
+    "cosine": "cosine",
+    "dot": "dot",
+    "euclidean": "euclidean",
+    "manhattan": "manhattan",
 }
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 # sentence_bert_config.json was named after the model in early releases.
 _SETTINGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
@@ -33,6 +35,9 @@ class SentenceTransformersFiles:
     """pooling_type and normalize are None where the files are silent (no modules.json).
 
     include_prompt: whether the tokens of a prompt are pooled too.
+    layers: what reads the pooled rows, in order. splade: how the answers of a
+    masked-language-model head are reduced. multi_vector: how queries and
+    documents are read apart, each token keeping its vector.
     """
 
     backbone: Path
@@ -42,7 +47,10 @@ class SentenceTransformersFiles:
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
-    similarity: Similarity | None = None
+    similarity: Scoring | None = None
+    layers: tuple[Layer, ...] = ()
+    splade: Splade | None = None
+    multi_vector: MultiVector | None = None
     include_prompt: bool = True
 
 
@@ -52,62 +60,36 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
     Raises CheckpointError for a module or mode that would change the answer
     and that we do not apply: a wrong vector is worse than none.
     """
-    prompts, default_prompt_name, similarity = _config(directory)
-    modules_file = directory / "modules.json"
-    if not modules_file.exists():
-        length, lower_case = _settings(directory)
-        return SentenceTransformersFiles(
-            directory, None, None, length, lower_case, prompts, default_prompt_name, similarity
-        )
-    backbone, pooling_type, normalize, include_prompt = directory, None, False, True
-    for module in read_json(modules_file):
-        kind, place = str(module["type"]).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
-        if kind == "Transformer":
-            backbone = place
-        elif kind == "Pooling":
-            pooling_type, include_prompt = _pooling(place / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Dropout":  # Dropout does nothing outside training
-            raise CheckpointError(
-                f"modules.json lists a {kind} module, which is not supported; supported are Transformer, Pooling, "
-                "Normalize and Dropout"
-            )
-    length, lower_case = _settings(backbone)
+    config = _optional(directory / "config_sentence_transformers.json")
+    architectures = tuple(_optional(directory / "config.json").get("architectures") or ())
+    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
+    colbert = is_multi_vector(config, architectures)
+    modules = Modules(directory, None, (), False, None, None, True)
+    listed = (directory / "modules.json").exists()
+    if listed:
+        modules = read_modules(directory, colbert)
+    multi_vector: MultiVector | None = None
+    if listed and (colbert or modules.mask is not None):
+        multi_vector = read_multi_vector(config, modules.backbone, modules.mask)
+    elif "HF_ColBERT" in architectures:
+        multi_vector = read_stanford(directory)
+    if multi_vector is not None:
+        prompts = with_markers(prompts, multi_vector.markers)
+    length, lower_case = _settings(modules.backbone)
     return SentenceTransformersFiles(
-        backbone,
-        pooling_type,
-        normalize,
+        modules.backbone,
+        modules.pooling_type,
+        (modules.normalize or is_pylate(config)) if listed else None,
         length,
         lower_case,
         prompts,
-        default_prompt_name,
-        similarity,
-        include_prompt,
+        _default_prompt(config, prompts),
+        _similarity(config, multi_vector is not None),
+        modules.layers,
+        modules.splade,
+        multi_vector,
+        modules.include_prompt,
     )
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; raises CheckpointError naming the file."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"the model has no {file.name}, which it needs") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file.name} cannot be read as JSON: {error}") from None
-
-
-def _pooling(file: Path) -> tuple[SequencePooling, bool]:
-    """How the module pools, and whether the tokens of a prompt count."""
-    config = read_json(file)
-    modes = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True and "mode" in key]
-    named = config.get("pooling_mode")
-    if named is not None:
-        modes = [named] if isinstance(named, str) else list(named)
-    if len(modes) != 1 or modes[0] not in _MODES:
-        allowed = ", ".join(dict.fromkeys(_MODES.values()))
-        raise CheckpointError(f"the Pooling module asks for {modes or 'no mode'}; supported is one of {allowed}")
-    return _MODES[modes[0]], config.get("include_prompt") is not False
 
 
 def _settings(backbone: Path) -> tuple[int | None, bool]:
@@ -118,16 +100,23 @@ def _settings(backbone: Path) -> tuple[int | None, bool]:
     return None, False
 
 
-def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | None]:
-    """Prompts by name, the default one's name, and how two vectors are compared."""
-    file = directory / "config_sentence_transformers.json"
-    config = read_json(file) if file.exists() else {}
-    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
-    default = config.get("default_prompt_name")
+def _default_prompt(config: Any, prompts: dict[str, str]) -> str | None:
+    default: str | None = config.get("default_prompt_name")
     if default is not None and default not in prompts:
         known = ", ".join(sorted(prompts)) or "none"
         raise CheckpointError(f"default_prompt_name is {default!r}, but the model's prompts are: {known}")
-    similarity = config.get("similarity_fn_name")
-    if similarity is not None and similarity not in get_args(Similarity):
-        raise CheckpointError(f"similarity_fn_name is {similarity!r}; supported are {', '.join(get_args(Similarity))}")
-    return prompts, default, cast(Similarity | None, similarity)
+    return default
+
+
+def _similarity(config: Any, multi_vector: bool) -> Scoring | None:
+    """How two texts are compared. What is saved for a multi-vector model was long ignored, and may be of one vector."""
+    named = config.get("similarity_fn_name")
+    if multi_vector:
+        return "mean_max_sim" if named == "meanmaxsim" else "max_sim"
+    if named is not None and named not in _SIMILARITIES:
+        raise CheckpointError(f"similarity_fn_name is {named!r}; supported are {', '.join(_SIMILARITIES)}")
+    return None if named is None else _SIMILARITIES[named]
+
+
+def _optional(file: Path) -> Any:
+    return read_json(file) if file.exists() else {}

@@ -8,7 +8,11 @@ from pooling.errors import SourceError
 
 _PACKAGE = "python:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_WANTED = [
+    *("*.json", "*.safetensors", "*.txt", "*.model"),
+    *("*_Dense/pytorch_model.bin", "*_LayerNorm/pytorch_model.bin"),
+    *("sparse_linear.pt", "colbert_linear.pt", "artifact.metadata"),
+]
 _FORMS = "a directory, a hub id such as org/name, or python:package/dir inside an installed package"
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import AutoTokenizer
 
 from pooling.errors import CheckpointError
@@ -15,6 +15,7 @@ Side = Literal["left", "right"]
 # What the cut text may have done to its last word: WordPiece makes one [UNK] of a word of more than 100 characters,
 # and up to 100 pieces of its beginning.
 _SPARE_TOKENS = 128
+_NAMED = ("cls", "sep", "eos", "pad", "unk", "mask")
 
 
 class TextTokenizer:
@@ -22,20 +23,34 @@ class TextTokenizer:
 
     What tokenizer.json stores of truncation and padding is dropped: the file of
     all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
+    named_ids: the special tokens by their names: cls, sep, eos, pad, unk, mask.
+    padding_side: on which side the model was trained to have short texts filled up.
     """
 
-    def __init__(self, backend: Tokenizer, truncation_side: Side, special_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        truncation_side: Side,
+        named_ids: dict[str, int] | None = None,
+        padding_side: Side = "right",
+        special_ids: frozenset[int] = frozenset(),
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._special_ids = special_ids
         self.truncation_side: Side = truncation_side
+        self.padding_side: Side = padding_side
+        self.named_ids = named_ids or {}
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
-        """Raises CheckpointError if the directory has no tokenizer that transformers can make fast."""
+    def load(cls, directory: Path, markers: tuple[str, ...] = ()) -> Self:
+        """markers: prompts whose first word is to be one token, where the vocabulary has it.
+
+        Raises CheckpointError if the directory has no tokenizer that transformers can make fast.
+        """
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:  # any failure of transformers to read the files has one meaning for the user
@@ -47,8 +62,21 @@ class TextTokenizer:
             raise CheckpointError(f"the model has no tokenizer; expected one of {', '.join(files)}")
         if not getattr(tokenizer, "is_fast", False):
             raise CheckpointError("the model has no fast tokenizer; add a tokenizer.json")
+        _register(tokenizer, markers)
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        return cls(backend, tokenizer.truncation_side, frozenset(tokenizer.all_special_ids))
+        named = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED}
+        known = {name: id for name, id in named.items() if id is not None}
+        special_ids = frozenset(tokenizer.all_special_ids)
+        return cls(backend, tokenizer.truncation_side, known, tokenizer.padding_side, special_ids)
+
+    def id_of(self, token: str) -> int | None:
+        """None if it is not one token; that of the unknown token only by its own name."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def token_of(self, id: int) -> str:
+        """As it is written in the vocabulary."""
+        return str(self._backend.id_to_token(id))
 
     def encode(self, texts: list[str], special: bool) -> list[Ids]:
         """Whole texts, with the model's special tokens if `special`."""
@@ -143,6 +171,18 @@ class TextTokenizer:
                 return part
             size *= 2
         return text
+
+
+def _register(tokenizer: Any, markers: tuple[str, ...]) -> None:
+    """Makes special tokens of markers such as `[unused0]`, which a tokenizer would take apart or lower-case.
+
+    Source: MultiVectorEncoder._register_prefix_tokens of Sentence Transformers 6.2.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for marker in markers:
+        prefix = next((prefix for prefix in (marker, *marker.split()[:1]) if prefix in vocabulary), None)
+        if prefix is not None and tokenizer.tokenize(prefix) != [prefix]:
+            tokenizer.add_tokens([AddedToken(prefix, normalized=False, special=True)], special_tokens=True)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

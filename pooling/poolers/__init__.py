@@ -7,7 +7,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pooling.config import PoolingType
 from pooling.poolers.cls import ClsPooler
 from pooling.poolers.last import LastPooler
 from pooling.poolers.max import MaxPooler
@@ -22,7 +21,7 @@ class Pooler(Protocol):
     def __call__(self, hidden: Tensor, lengths: Tensor) -> Tensor: ...
 
 
-POOLERS: dict[PoolingType, Pooler] = {
+POOLERS: dict[str, Pooler] = {
     "CLS": ClsPooler(),
     "LAST": LastPooler(),
     "MEAN": MeanPooler(),

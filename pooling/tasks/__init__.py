@@ -18,6 +18,9 @@ class Task:
     params: tuple[str, ...]
 
 
+# What joins the names of tasks that one forward pass is to answer together, as vLLM's embed&token_classify.
+AND = "&"
+
 _VECTOR, _LABEL = ("dimensions", "use_activation"), ("use_activation",)
 _STEP = (*_LABEL, "step_tag_id", "returned_token_ids")
 
@@ -32,3 +35,8 @@ TASKS: dict[str, Task] = {
         Task("reward", "token", "label", _STEP),
     )
 }
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The tasks that a name asks for: `embed&token_classify` is both, of one forward pass."""
+    return tuple(name.split(AND))

@@ -6,20 +6,24 @@ from typing import Any
 import pytest
 import torch
 
-from pooling.attention import Packing, PackingSlot, bind, packed_attention
+from pooling.attention import Packing, PackingSlot, Rule, _with_expanded, bind, packed_attention
 
 LENGTHS = [40, 17, 17, 17, 5, 1]
+# Of three inputs not all tokens are seen: those behind fill a query up.
+ATTENDED = [40, 17, 9, 9, 4, 1]
 
 
 class Layer(torch.nn.Module):
     is_causal = True
 
 
-def by_definition(q, k, v, causal, window, softcap):  # type: ignore[no-untyped-def]
+def by_definition(q, k, v, causal, window, softcap, attended=LENGTHS):  # type: ignore[no-untyped-def]
     """One dense attention with the block-diagonal mask: [heads, tokens, dim] -> [tokens, heads, dim]."""
+    places = torch.cat([torch.arange(length) for length in LENGTHS])
     owner = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     ahead = torch.arange(len(owner))[None, :] - torch.arange(len(owner))[:, None]
     seen = owner[None, :] == owner[:, None]
+    seen &= (places < torch.repeat_interleave(torch.tensor(attended), torch.tensor(LENGTHS)))[None, :]
     seen &= ahead <= 0 if causal else torch.tensor(True)
     seen &= ahead.abs() < window if window else torch.tensor(True)
     k, v = (part.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for part in (k, v))
@@ -50,6 +54,41 @@ def test_no_input_sees_another_and_each_query_sees_its_window(dtype, kv_heads, c
     limit = 1e-5 if dtype == torch.float32 else 4e-2
     assert answer.shape == (1, tokens, 4, 16)
     assert float((answer[0] - expected).abs().max()) < limit
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "causal", "window", "softcap"),
+    [
+        *itertools.product([torch.float32, torch.bfloat16], [4, 2], [True, False], [None, 16], [None]),
+        (torch.float32, 2, True, 16, 5.0),
+        (torch.float32, 4, False, None, 5.0),
+    ],
+)
+def test_what_fills_a_query_up_sees_the_query_and_is_seen_by_nobody(dtype, kv_heads, causal, window, softcap) -> None:  # type: ignore[no-untyped-def]
+    draw = torch.Generator().manual_seed(0)
+    tokens = sum(LENGTHS)
+    q = (torch.randn(1, 4, tokens, 16, generator=draw) * 3).to(dtype)
+    k, v = (torch.randn(1, kv_heads, tokens, 16, generator=draw).to(dtype) for _ in range(2))
+    layer = Layer()
+    layer.is_causal = causal
+    layer.raypool_packing = PackingSlot(Packing.of(LENGTHS, attended=ATTENDED))
+    answer, _ = packed_attention(layer, q, k, v, None, sliding_window=window, softcap=softcap)
+    expected = by_definition(q[0], k[0], v[0], causal, window, softcap, ATTENDED)
+    assert float((answer[0] - expected).abs().max()) < (1e-5 if dtype == torch.float32 else 4e-2)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_cuda_path_answers_again_for_filled_up_queries(causal: bool) -> None:
+    """What it does behind the CUDA kernel, which sees every token of every input; it runs anywhere."""
+    q, k, v = torch.randn(3, sum(LENGTHS), 4, 16, generator=torch.Generator().manual_seed(0))
+    heads_first = [part.transpose(0, 1) for part in (q, k, v)]
+    whole = by_definition(*heads_first, causal, None, None).float().contiguous()
+    rule = Rule(scale=16**-0.5, causal=causal, window=None, softcap=None)
+    answer = _with_expanded(whole.clone(), q, k, v, Packing.of(LENGTHS, attended=ATTENDED), rule)
+    expected = by_definition(*heads_first, causal, None, None, ATTENDED)
+    assert float((answer - expected).abs().max()) < 1e-5
+    if not causal:
+        assert float((whole - expected).abs().max()) > 0.1
 
 
 def test_the_keyword_beats_the_module_on_causality() -> None:

@@ -28,7 +28,7 @@ NAMED: dict[str, tuple[str, ...]] = {
     "no tokenizer": ("tokenizer",),
     "tokenizer is not JSON": ("tokenizer",),
     "unknown pooling": ("first_last_avg_tokens", "CLS, MEAN, MAX, LAST"),
-    "unknown module": ("WordWeights", "Transformer, Pooling, Normalize"),
+    "unknown module": ("WordWeights", "Transformer, Pooling, Dense"),
     "modules without a type": ("type",),
     "modules as a mapping": ("a configuration file of the model",),
     "settings as a list": ("a configuration file of the model", "list"),

@@ -86,8 +86,8 @@ def test_a_pooling_we_would_get_wrong_is_refused(bert: Path, pooling: dict[str, 
 
 
 def test_a_module_we_do_not_apply_is_refused_by_name(bert: Path) -> None:
-    modules(bert, "Transformer", "Dense")
-    with pytest.raises(CheckpointError, match="lists a Dense module"):
+    modules(bert, "Transformer", "CNN")
+    with pytest.raises(CheckpointError, match="lists a CNN module"):
         describe(ModelSpec(source=str(bert)))
 
 
@@ -129,6 +129,19 @@ def test_lower_case_and_prompts_are_applied_as_sentence_transformers_does(bert: 
     assert ids[0] == ids[1] == ids[2]
     with pytest.raises(InvalidRequest, match=r"Unknown prompt_name 'doc'\. Supported values: none, query"):
         intake.tokenize(PoolingRequest(["a"], prompt_name="doc"))
+
+
+def test_a_side_has_its_prompt_unless_one_is_named(bert: Path) -> None:
+    """As encode_query and encode_document of Sentence Transformers, on a model that reads both sides alike."""
+    change(bert / "config_sentence_transformers.json", prompts={"query": "the ", "passage": "one ", "other": "a "})
+    intake = Intake.load(ModelSpec(source=str(bert)))
+
+    def ids(text: str, **asked: Any) -> list[int]:
+        return intake.tokenize(PoolingRequest([text], **asked)).ids.tolist()
+
+    assert ids("x", input_type="query") == ids("the x")
+    assert ids("x", input_type="document") == ids("one x")
+    assert ids("x", input_type="document", prompt_name="other") == ids("a x") != ids("x")
 
 
 def test_matryoshka_sizes_are_those_the_model_was_trained_for(bert: Path) -> None:

@@ -234,6 +234,7 @@ async def test_closing_tells_those_who_wait() -> None:
         (batch([1_000]), InvalidRequest, "Token id 1000 is out of vocabulary"),
         (batch([-1]), InvalidRequest, "Token id -1 is out of vocabulary"),
         (batch([1], [1] * 513), InputTooLong, "maximum context length is 512 tokens.*contains 513.*input 1 of 2"),
+        (replace(batch([1]), attended=np.array([1], np.int32)), InvalidRequest, "`attended` is for queries of a multi"),
         (replace(batch([1]), params=PoolingParams(dimensions=7)), InvalidRequest, "does not support Matryoshka"),
     ],
 )

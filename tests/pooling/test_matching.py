@@ -134,7 +134,7 @@ def test_an_embedding_saved_under_both_its_names_is_read_once(checkpoint: Checkp
     both = _both_names(load_file(checkpoint("t5") / "model.safetensors"))
     description = describe(ModelSpec(source=str(copy_with(checkpoint("t5"), tmp_path, both))))
     files = Checkpoint(description.backbone)
-    model = load_model(files, description.config, NAME, torch.float32, torch.device("cpu"))
+    model = load_model(files, description, NAME, torch.float32, torch.device("cpu")).backbone
     found = match(model, files, description.config)
     assert (found.twins, set(found.source_of) & set(found.twins)) == (
         {"encoder.embed_tokens.weight": "shared.weight"},
