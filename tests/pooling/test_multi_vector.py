@@ -219,6 +219,8 @@ def test_stanford_keeps_the_projection_beside_the_layers(tmp_path: Path, metadat
         ):
             _equal(_encode(llm, texts, side), alone(encode, texts))  # type: ignore[arg-type]
         scores = [answer.outputs.score for answer in llm.score(queries[0], documents, use_tqdm=False)]
+        with pytest.raises(InputTooLong, match=f"is {110 if metadata else 320} tokens"):
+            _encode(llm, [words(400)], "document")
     assert relative_error(np.array(scores, np.float32), expected[0]) < ROUNDING
 
 
@@ -285,12 +287,15 @@ def _equal(actual: list[Rows], expected: list[Rows]) -> None:
 def _with_words(directory: Path, *more: str) -> Path:
     """A BERT that knows some more words, which its tokenizer would take apart or lower-case."""
     model, tokenizer = FAMILIES["bert"].build()
-    tokenizer.add_tokens(list(more))
     model.config.vocab_size += len(more)
     model = type(model)(model.config)
     sharpen(model, seed=4)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["vocab"] |= {word: len(tokenizer) + index for index, word in enumerate(more)}
+    file.write_text(json.dumps(content), encoding="utf-8")
     return directory
 
 
