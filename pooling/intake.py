@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pooling.config import ModelSpec
-from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
+from pooling.errors import ConfigError, InputTooLong, InvalidRequest, UnsupportedTask
 from pooling.loading.card import ModelCard
 from pooling.loading.describe import describe
+from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
+from pooling.pairs import check_template, read_pairs
 from pooling.request import Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
 from pooling.tasks import TASKS
 
@@ -27,6 +29,7 @@ class Intake:
     def __init__(self, card: ModelCard, tokenizer: TextTokenizer) -> None:
         self.card = card
         self._tokenizer = tokenizer
+        check_template(tokenizer, card.template)
 
     @classmethod
     def load(cls, spec: ModelSpec) -> Self:
@@ -49,6 +52,9 @@ class Intake:
         count = len(request.inputs)
         if any(_is_pair(item) for item in request.inputs):
             return PackedBatch.pack(self._pairs(request, limit), task, request.params)
+        given = next((name for name in ("instruction", "chat_template") if getattr(request, name) is not None), None)
+        if given is not None:
+            raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
         ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, limit)
         by_index = dict(zip(texts, ids, strict=True))
@@ -126,12 +132,32 @@ class Intake:
                 if len(first) + len(second) > most_chars:
                     raise _too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
         bounds = (self._most(request.max_tokens_per_query, "query"), self._most(request.max_tokens_per_doc, "doc"))
-        encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
+        template, prompt = self._template(request), self._prompt(request, True)
+        if template is not None:
+            told = request.instruction if request.instruction is not None else prompt or None
+            encoded = [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, bounds, told)]
+        else:
+            pairs = [(prompt + first, second) for first, second in pairs]
+            encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
         for index, (ids, _) in enumerate(encoded):
             _refuse_empty(ids)
             if len(ids) > most:
                 raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
         return [TokenizedInput(ids, second if self.card.token_types else None) for ids, second in encoded]
+
+    def _template(self, request: PoolingRequest) -> Template | None:
+        if request.chat_template is None:
+            if request.instruction is not None and self.card.template is None:
+                raise InvalidRequest(
+                    f"{self.card.name!r} reads pairs without a template, so it takes no instruction", "instruction"
+                )
+            return self.card.template
+        template = ChatTemplate(request.chat_template, special=True)
+        try:
+            check_template(self._tokenizer, template)
+        except ConfigError as error:
+            raise InvalidRequest(error.detail, "chat_template") from None
+        return template
 
     def _most(self, asked: int | None, which: str) -> int | None:
         """Tokens that one text of a pair may have; 0 means no limit, as in vLLM."""

@@ -6,16 +6,17 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 from pooling.errors import CheckpointError
+from pooling.loading.scorer import Scorer
 
 # embedder: layers alone. classifier and token_classifier: a head of transformers' own class. reward: two linear
-# layers over every token, of which transformers has no class.
-Kind = Literal["embedder", "classifier", "token_classifier", "reward"]
+# layers over every token, of which transformers has no class. scorer: rows of a causal language model's output layer.
+Kind = Literal["embedder", "classifier", "token_classifier", "reward", "scorer"]
 
 _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "classifier"),
     ("ForTokenClassification", "token_classifier"),
-    ("ForRewardModel", "reward"),
-    ("ForProcessRewardModel", "reward"),
+    ("Qwen2ForRewardModel", "reward"),
+    ("Qwen2ForProcessRewardModel", "reward"),
     ("Model", "embedder"),
     ("ForMaskedLM", "embedder"),
     ("ForCausalLM", "embedder"),
@@ -32,25 +33,24 @@ class Anatomy:
     """architecture: the first name in config.json. labels: what a head's columns mean, () without one.
 
     step_tag_id: of a process reward model, the token whose rows are the answer.
+    scorer: of a scorer, the logits that are its answer.
     """
 
     architecture: str
     kind: Kind
     labels: tuple[str, ...] = ()
     step_tag_id: int | None = None
+    scorer: Scorer | None = None
 
 
-def anatomy_of(config: PreTrainedConfig) -> Anatomy:
+def anatomy_of(config: PreTrainedConfig, scorer: Scorer | None) -> Anatomy:
     """Raises CheckpointError for a head that is not served: naming what was found and what is."""
     name = (config.architectures or ["(none named)"])[0]
     if not config.architectures:
         return Anatomy(name, "embedder")
-    kind = next((kind for ending, kind in _ENDINGS if name.endswith(ending)), None)
-    if kind is None or (kind == "embedder" and name.endswith("RewardModel")):
-        allowed = ", ".join(ending for ending, _ in _ENDINGS)
-        raise CheckpointError(
-            f"architecture {name} has a head that is not served; supported are those that end in {allowed}"
-        )
+    if scorer is not None:
+        return Anatomy(name, "scorer", scorer.labels, scorer=scorer)
+    kind = kind_of(name)
     if kind == "embedder":
         return Anatomy(name, kind)
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
@@ -58,3 +58,14 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
         raise CheckpointError(f"config.json has {config.num_labels} labels, but names {len(labels)} in id2label")
     process = name.endswith("ForProcessRewardModel")
     return Anatomy(name, kind, labels, _QWEN_STEP_TAG if process else None)
+
+
+def kind_of(architecture: str) -> Kind:
+    """Raises CheckpointError for a head that is not served: naming what was found and what is."""
+    kind = next((kind for ending, kind in _ENDINGS if architecture.endswith(ending)), None)
+    if kind is None or (kind == "embedder" and architecture.endswith("RewardModel")):
+        allowed = ", ".join(ending for ending, _ in _ENDINGS)
+        raise CheckpointError(
+            f"architecture {architecture} has a head that is not served; supported are those that end in {allowed}"
+        )
+    return kind

@@ -7,10 +7,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.loading.anatomy import Anatomy, anatomy_of
+from pooling.loading.anatomy import Anatomy, anatomy_of, kind_of
 from pooling.loading.card import ModelCard
 from pooling.loading.families import Family, family_of
 from pooling.loading.resolve import Facts, resolve
+from pooling.loading.scorer import scorer_of
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
 
@@ -36,9 +37,12 @@ def describe(spec: ModelSpec) -> Description:
     found and what is allowed.
     """
     files = read_sentence_transformers(locate(spec.source))
-    config = _read_config(files.backbone)
+    config = _read_config(files.backbone, spec)
     family = family_of(config.model_type)
-    anatomy = anatomy_of(config)
+    scorer, template = scorer_of(spec, config, files)
+    anatomy = anatomy_of(config, scorer)
+    if not anatomy.labels:
+        _refuse_template(spec, files)
     dim = int(config.hidden_size)
     poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
     card = ModelCard(
@@ -52,6 +56,7 @@ def describe(spec: ModelSpec) -> Description:
         poolers=poolers,
         scoring=scoring,
         labels=anatomy.labels,
+        template=template if anatomy.labels else None,
         token_types=getattr(config, "type_vocab_size", 0) > 1,
         matryoshka=_matryoshka(config),
         prompts=files.prompts,
@@ -61,19 +66,36 @@ def describe(spec: ModelSpec) -> Description:
     return Description(card, config, anatomy, family, files.backbone)
 
 
-def _read_config(backbone: Path) -> PreTrainedConfig:
+def _read_config(backbone: Path, spec: ModelSpec) -> PreTrainedConfig:
     if not (backbone / "config.json").exists():
         raise CheckpointError("the model has no config.json, so its architecture is unknown")
-    read_json(backbone / "config.json")
+    raw = read_json(backbone / "config.json")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     except Exception as error:  # any failure of transformers to make sense of the file has one meaning for the user
+        for name in (raw.get("architectures") or [])[:1]:
+            kind_of(name)  # a head that is not served is the better reason
         raise CheckpointError(f"config.json is not one that transformers knows: {str(error).splitlines()[0]}") from None
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(f"{config.model_type} is an encoder-decoder model, which is not supported")
     if not all(hasattr(config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
         raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
+    overrides = spec.hf_overrides
+    if overrides is not None and overrides.architectures is not None and not overrides.reads_tokens:
+        config.architectures = list(overrides.architectures)
     return config
+
+
+def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles) -> None:
+    """An embedding model reads texts as they are."""
+    given = next((name for name in ("chat_template", "instruction") if getattr(spec, name) is not None), None)
+    if given is not None:
+        raise ConfigError(f"{spec.served_name}: {given} is for models that read a pair of texts together")
+    if files.messages is not None:
+        raise CheckpointError(
+            "Sentence Transformers renders this model's texts as chat messages (modality_config has message), which is "
+            "supported for models that score a pair"
+        )
 
 
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:

@@ -16,10 +16,14 @@ from transformers.initialization import no_init_weights
 
 from pooling.errors import CheckpointError
 from pooling.heads import Head
+from pooling.heads.scorer import ScorerHead, narrow
 from pooling.heads.transformers_head import TransformersHead
 from pooling.loading.anatomy import Kind
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
+from pooling.loading.output_layer import read_output_rows, remove_output_layer
+from pooling.loading.scorer import Scorer
+from pooling.loading.tokenizer import TextTokenizer
 
 # Buffers that older releases of transformers saved and newer ones rebuild.
 _REBUILT = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$")
@@ -46,18 +50,26 @@ def load_model(
     config = description.config
     config._attn_implementation = attention
     whole = _SKELETONS[description.anatomy.kind](description)
+    scorer = description.anatomy.scorer
+    output_layer = remove_output_layer(whole) if scorer is not None else ""
     source_of = _match(whole, checkpoint, config)
     state = {
         name: checkpoint.read(source, dtype if _in_backbone(whole, name) else torch.float32, device)
         for name, source in source_of.items()
     }
     whole.load_state_dict(state, strict=False, assign=True)
+    if scorer is not None:
+        rows = _token_ids(description, scorer)
+        narrow(whole, *read_output_rows(checkpoint, whole, output_layer, source_of, rows, device))
     whole.to(device).eval().requires_grad_(False)
     if description.anatomy.kind == "embedder":
         return LoadedModel(whole, {})
     if isinstance(whole, RewardModel):
         return LoadedModel(whole.model, {"reward": whole.score})
-    head = TransformersHead(whole)
+    if scorer is not None:
+        scores = ScorerHead(whole, len(scorer.tokens), scorer.difference)
+        return LoadedModel(scores.backbone, {"scorer": scores})
+    head = TransformersHead(whole, len(description.anatomy.labels))
     return LoadedModel(head.backbone, {"classifier": head})
 
 
@@ -77,6 +89,18 @@ def _with_head(description: Description) -> PreTrainedModel:
     return _without_memory(kind, description.config)
 
 
+def _token_ids(description: Description, scorer: Scorer) -> list[int]:
+    """The rows of the output layer that a scorer reads."""
+    vocabulary = int(description.config.vocab_size)
+    ids = [token for token in scorer.tokens if isinstance(token, int)]
+    if len(ids) < len(scorer.tokens):
+        tokenizer = TextTokenizer.load(description.backbone)
+        ids = [token if isinstance(token, int) else tokenizer.id_of(token) for token in scorer.tokens]
+    if not all(0 <= token < vocabulary for token in ids):
+        raise CheckpointError(f"the tokens of a score have the ids {ids}, but the vocabulary has 0 to {vocabulary - 1}")
+    return ids
+
+
 def _with_reward(description: Description) -> "RewardModel":
     model: Any = _without_memory(RewardModel, _backbone(description), len(description.anatomy.labels))
     return cast(RewardModel, model)
@@ -87,6 +111,7 @@ _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "classifier": _with_head,
     "token_classifier": _with_head,
     "reward": _with_reward,
+    "scorer": _with_head,
 }
 
 

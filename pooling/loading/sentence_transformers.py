@@ -7,6 +7,7 @@ from typing import Any, Literal, cast, get_args
 
 from pooling.config import SequencePooling
 from pooling.errors import CheckpointError
+from pooling.loading.score_templates import ChatTemplate
 
 # The name of the flag in older Pooling configs, and of the mode in newer ones, without the prefix.
 _MODES: dict[str, SequencePooling] = {
@@ -21,6 +22,8 @@ _MODES: dict[str, SequencePooling] = {
     "weightedmean": "WEIGHTEDMEAN",
     "mean_sqrt_len_tokens": "MEAN_SQRT_LEN",
 }
+# Settings of the tokenizer call that change the length of an input or of its padding, and nothing else.
+_HARMLESS = {"max_length", "truncation", "padding", "padding_side", "pad_to_multiple_of", "logits_to_keep"}
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 # sentence_bert_config.json was named after the model in early releases.
 _SETTINGS = tuple(
@@ -30,7 +33,12 @@ _SETTINGS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class SentenceTransformersFiles:
-    """pooling_type and normalize are None where the files are silent (no modules.json)."""
+    """pooling_type and normalize are None where the files are silent (no modules.json).
+
+    logit_score: of a causal language model, the token whose logit is a score, or
+    the two whose difference is, false and true. messages: how inputs are rendered
+    as chat messages, None for plain text. activation: a CrossEncoder's, by its dotted name.
+    """
 
     backbone: Path
     pooling_type: SequencePooling | None = None
@@ -40,6 +48,9 @@ class SentenceTransformersFiles:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity: Similarity | None = None
+    logit_score: tuple[int, ...] | None = None
+    messages: ChatTemplate | None = None
+    activation: str | None = None
 
 
 def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
@@ -48,14 +59,14 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
     Raises CheckpointError for a module or mode that would change the answer
     and that we do not apply: a wrong vector is worse than none.
     """
-    prompts, default_prompt_name, similarity = _config(directory)
+    prompts, default_prompt_name, similarity, activation = _config(directory)
     modules_file = directory / "modules.json"
     if not modules_file.exists():
         length, lower_case = _settings(directory)
         return SentenceTransformersFiles(
-            directory, None, None, length, lower_case, prompts, default_prompt_name, similarity
+            directory, None, None, length, lower_case, prompts, default_prompt_name, similarity, activation=activation
         )
-    backbone, pooling_type, normalize = directory, None, False
+    backbone, pooling_type, normalize, logit_score = directory, None, False, None
     for module in read_json(modules_file):
         kind, place = str(module["type"]).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
         if kind == "Transformer":
@@ -64,14 +75,26 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
             pooling_type = _pooling(place / "config.json", bool(prompts))
         elif kind == "Normalize":
             normalize = True
+        elif kind == "LogitScore":
+            logit_score = _logit_score(place / "config.json")
         elif kind != "Dropout":  # Dropout does nothing outside training
             raise CheckpointError(
                 f"modules.json lists a {kind} module, which is not supported; supported are Transformer, Pooling, "
-                "Normalize and Dropout"
+                "Normalize, LogitScore and Dropout"
             )
     length, lower_case = _settings(backbone)
     return SentenceTransformersFiles(
-        backbone, pooling_type, normalize, length, lower_case, prompts, default_prompt_name, similarity
+        backbone,
+        pooling_type,
+        normalize,
+        length,
+        lower_case,
+        prompts,
+        default_prompt_name,
+        similarity,
+        logit_score,
+        _messages(backbone),
+        activation,
     )
 
 
@@ -99,16 +122,43 @@ def _pooling(file: Path, has_prompts: bool) -> SequencePooling:
     return _MODES[modes[0]]
 
 
+def _logit_score(file: Path) -> tuple[int, ...]:
+    config = read_json(file)
+    true, false = config.get("true_token_id"), config.get("false_token_id")
+    if true is None or config.get("module_input_name", "causal_logits") != "causal_logits":
+        raise CheckpointError(f"the LogitScore module says {config}; it needs true_token_id and reads causal_logits")
+    return (int(true),) if false is None else (int(false), int(true))
+
+
 def _settings(backbone: Path) -> tuple[int | None, bool]:
-    for name in _SETTINGS:
-        if (backbone / name).exists():
-            config = read_json(backbone / name)
-            return config.get("max_seq_length"), bool(config.get("do_lower_case", False))
-    return None, False
+    config = _transformer(backbone)
+    return config.get("max_seq_length"), bool(config.get("do_lower_case", False))
 
 
-def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | None]:
-    """Prompts by name, the default one's name, and how two vectors are compared."""
+def _messages(backbone: Path) -> ChatTemplate | None:
+    """How the Transformer module renders its inputs as chat messages, which it does wherever it can."""
+    config = _transformer(backbone)
+    settings = dict(config.get("processing_kwargs") or {})
+    variables = dict(settings.pop("chat_template", None) or {})
+    odd = sorted({str(key) for group in settings.values() for key in group or () if key not in _HARMLESS})
+    if odd:
+        raise CheckpointError(f"processing_kwargs sets {', '.join(odd)}, which is not supported")
+    message = (config.get("modality_config") or {}).get("message")
+    if message is None:
+        return None
+    variables.pop("restore_suffix", None)  # what follows the texts is always kept
+    source = variables.pop("chat_template", None)
+    variables = {name: value for name, value in variables.items() if name not in _HARMLESS}
+    return ChatTemplate(source, structured=message.get("format") != "flat", variables=variables)
+
+
+def _transformer(backbone: Path) -> dict[str, Any]:
+    file = next((backbone / name for name in _SETTINGS if (backbone / name).exists()), None)
+    return {} if file is None else dict(read_json(file))
+
+
+def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | None, str | None]:
+    """Prompts by name, the default one's name, how two vectors are compared, and a CrossEncoder's activation."""
     file = directory / "config_sentence_transformers.json"
     config = read_json(file) if file.exists() else {}
     prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
@@ -119,4 +169,4 @@ def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | N
     similarity = config.get("similarity_fn_name")
     if similarity is not None and similarity not in get_args(Similarity):
         raise CheckpointError(f"similarity_fn_name is {similarity!r}; supported are {', '.join(get_args(Similarity))}")
-    return prompts, default, cast(Similarity | None, similarity)
+    return prompts, default, cast(Similarity | None, similarity), config.get("activation_fn")

@@ -22,11 +22,19 @@ class TextTokenizer:
     all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
     """
 
-    def __init__(self, backend: Tokenizer, truncation_side: Side) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        truncation_side: Side,
+        chat_template: str | None = None,
+        named_tokens: dict[str, str] | None = None,
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.truncation_side: Side = truncation_side
+        self.chat_template = chat_template
+        self.named_tokens = named_tokens or {}
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
 
@@ -45,7 +53,16 @@ class TextTokenizer:
         if not getattr(tokenizer, "is_fast", False):
             raise CheckpointError("the model has no fast tokenizer; add a tokenizer.json")
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        return cls(backend, tokenizer.truncation_side)
+        named = tokenizer.chat_template
+        template = named.get("default") if isinstance(named, dict) else named
+        return cls(backend, tokenizer.truncation_side, template, tokenizer.special_tokens_map)
+
+    def id_of(self, token: str) -> int:
+        """Raises CheckpointError if the vocabulary has no such token."""
+        known = self._backend.token_to_id(token)
+        if known is None:
+            raise CheckpointError(f"a score is asked of the token {token!r}, which the model's tokenizer does not have")
+        return int(known)
 
     def encode(self, texts: list[str], special: bool) -> list[Ids]:
         """Whole texts, with the model's special tokens if `special`."""
@@ -55,7 +72,7 @@ class TextTokenizer:
         """Texts cut to `limit` tokens. Without a side the tokenizer's own, special tokens kept;
         with one, the end of the whole list of tokens is cut off, special tokens included."""
         cut_side = side or self.truncation_side
-        shortened = [self._shorten(text, limit, cut_side) for text in texts]
+        shortened = [self.shorten(text, limit, cut_side) for text in texts]
         encoded = self.encode(shortened, special)
         return [
             ids if len(ids) <= limit else self._cut(text, ids, special, limit, side)
@@ -80,10 +97,16 @@ class TextTokenizer:
             for pair, answer in zip(pairs, answers, strict=True)
         ]
 
+    def leading(self, text: str, tokens: int) -> str:
+        """The text as far as its first `tokens` tokens go."""
+        part = self.shorten(text, tokens, "right")
+        encoding = self._backend.encode(part, add_special_tokens=False)
+        return text if len(encoding) <= tokens else text[: encoding.offsets[tokens - 1][1]]
+
     def _short_pairs(self, pairs: list[Pair], limit: int | None) -> list[Pair]:
         if limit is None:
             return pairs
-        return [(self._shorten(a, limit, "right"), self._shorten(b, limit, "right")) for a, b in pairs]
+        return [(self.shorten(a, limit, "right"), self.shorten(b, limit, "right")) for a, b in pairs]
 
     def _cut_pair(
         self, pair: Pair, special: bool, limit: int | None, most: tuple[int | None, int | None]
@@ -106,7 +129,7 @@ class TextTokenizer:
         encoding.truncate(max(limit - self.special_tokens, 0), direction=self.truncation_side)
         return _ids(self._backend.post_process(encoding))[:limit]
 
-    def _shorten(self, text: str, limit: int, side: Side) -> str:
+    def shorten(self, text: str, limit: int, side: Side) -> str:
         """The part of a long text that the cut can leave anything of: a book need not be read for its first page.
 
         The part must give more tokens than are kept, so that what its own cut
