@@ -143,7 +143,8 @@ class Intake:
             _refuse_empty(ids)
             if len(ids) > most:
                 raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
-        return [TokenizedInput(ids, second if self.card.token_types else None) for ids, second in encoded]
+        marked = self.card.token_types and self._tokenizer.marks_second and template is None
+        return [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
 
     def _template(self, request: PoolingRequest) -> Template | None:
         if request.chat_template is None:

@@ -110,12 +110,12 @@ def _render(tokenizer: TextTokenizer, template: ChatTemplate, pair: Pair, instru
         said.insert(0, ("system", instruction))
     messages = [_message(template, role, text) for role, text in said]
     try:
-        texts, _ = render_jinja_template(
+        answer: Any = render_jinja_template(
             [messages], chat_template=source, **{**tokenizer.named_tokens, **template.variables, **told}
         )
     except Exception as error:  # whatever a template raises, it is the template that is wrong
         raise ConfigError(f"the chat template fails: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    return str(texts[0])
+    return str(answer[0][0])  # the texts, and where an assistant speaks
 
 
 def _message(template: ChatTemplate, role: str, text: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "granite": _DECODER,
     "olmo2": _DECODER,
     "smollm3": _DECODER,
+    "gemma": _DECODER,
     "gemma2": _DECODER,
     "gemma3_text": _DECODER,
     "gpt2": _DECODER,

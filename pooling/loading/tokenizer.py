@@ -19,7 +19,9 @@ class TextTokenizer:
     """Text -> ids. Rust does the work, on all cores for a batch, without Python's lock.
 
     What tokenizer.json stores of truncation and padding is dropped: the file of
-    all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
+    all-MiniLM-L6-v2 says 128 tokens where the model takes 256. chat_template is
+    the tokenizer's own, named_tokens what a template may call by name, and
+    marks_second whether transformers tells the model which text of a pair is which.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class TextTokenizer:
         truncation_side: Side,
         chat_template: str | None = None,
         named_tokens: dict[str, str] | None = None,
+        marks_second: bool = False,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -35,6 +38,7 @@ class TextTokenizer:
         self.truncation_side: Side = truncation_side
         self.chat_template = chat_template
         self.named_tokens = named_tokens or {}
+        self.marks_second = marks_second
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
 
@@ -55,7 +59,8 @@ class TextTokenizer:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         named = tokenizer.chat_template
         template = named.get("default") if isinstance(named, dict) else named
-        return cls(backend, tokenizer.truncation_side, template, tokenizer.special_tokens_map)
+        marks = "token_type_ids" in tokenizer.model_input_names
+        return cls(backend, tokenizer.truncation_side, template, tokenizer.special_tokens_map, marks)
 
     def id_of(self, token: str) -> int:
         """Raises CheckpointError if the vocabulary has no such token."""
@@ -113,14 +118,24 @@ class TextTokenizer:
     ) -> tuple[Ids, int]:
         (short,) = self._short_pairs([pair], limit)
         first, second = (self._backend.encode(text, add_special_tokens=False) for text in short)
+        counts = len(first), len(second)
+        if limit is not None and short != pair and 2 * min(counts) >= limit:
+            counts = (
+                self._count(pair[0]),
+                self._count(pair[1]),
+            )  # which is the longer one matters: it keeps the odd token
         for encoding, tokens in zip((first, second), most, strict=True):
             if tokens is not None:
                 encoding.truncate(tokens)
         if limit is not None:
             room = limit - (self._backend.num_special_tokens_to_add(True) if special else 0)
-            for encoding, tokens in zip((first, second), longest_first(len(first), len(second), room), strict=True):
+            a, b = (n if bound is None else min(n, bound) for n, bound in zip(counts, most, strict=True))
+            for encoding, tokens in zip((first, second), longest_first(a, b, room), strict=True):
                 encoding.truncate(tokens)
         return _pair(self._backend.post_process(first, second, special))
+
+    def _count(self, text: str) -> int:
+        return len(self._backend.encode(text, add_special_tokens=False))
 
     def _cut(self, text: str, ids: Ids, special: bool, limit: int, side: Side | None) -> Ids:
         if side is not None or not special:
