@@ -125,6 +125,8 @@ class Intake:
         if self.card.lower_case:
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
         _refuse_surrogates([text for pair in pairs for text in pair])
+        if request.truncation_side == "left":
+            raise InvalidRequest("truncation_side is left, but a pair of texts is cut at their ends", "truncation_side")
         most = self.card.max_model_len
         if limit is None:
             most_chars = most * self._tokenizer.max_chars_per_token

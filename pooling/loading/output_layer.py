@@ -27,13 +27,14 @@ def read_output_rows(
     rows: list[int],
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
-    """The rows of the layer's weight [rows, dim] and bias [rows] in float32; of tied weights those of the embedding.
+    """The rows of the layer's weight [rows, dim] and bias [rows] in float32.
 
-    source_of maps tensors of the model to those of the checkpoint. Raises
-    CheckpointError if the layer is not there.
+    Of tied weights they are those of the embedding, unless the checkpoint has the
+    layer all the same, which transformers then takes. source_of maps tensors of
+    the model to those of the checkpoint. Raises CheckpointError if there is no layer.
     """
     named = f"{layer}.weight"
-    if model.config.tie_word_embeddings:
+    if named not in checkpoint.names and getattr(model.config, "tie_word_embeddings", False):
         table = model.get_input_embeddings()
         own = next(name for name, module in model.named_modules() if module is table)
         named = source_of[f"{own}.weight"]

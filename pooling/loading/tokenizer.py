@@ -93,14 +93,20 @@ class TextTokenizer:
         all are kept. most: tokens of the first and of the second text.
         """
         if most == (None, None):
-            encoded = self._backend.encode_batch_fast(self._short_pairs(pairs, limit), add_special_tokens=special)
-            answers = [_pair(encoding) for encoding in encoded]
+            answers = self._joined(self._short_pairs(pairs, limit), special)
         else:
             answers = [self._cut_pair(pair, special, limit, most) for pair in pairs]
         return [
             answer if limit is None or len(answer[0]) <= limit else self._cut_pair(pair, special, limit, most)
             for pair, answer in zip(pairs, answers, strict=True)
         ]
+
+    def _joined(self, pairs: list[Pair], special: bool) -> list[tuple[Ids, int]]:
+        """Each text is tokenised once, however many pairs it is in: one query has many documents."""
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        of = dict(zip(texts, encoded, strict=True))
+        return [_pair(self._backend.post_process(of[first], of[second], special)) for first, second in pairs]
 
     def leading(self, text: str, tokens: int) -> str:
         """The text as far as its first `tokens` tokens go."""
@@ -120,10 +126,8 @@ class TextTokenizer:
         first, second = (self._backend.encode(text, add_special_tokens=False) for text in short)
         counts = len(first), len(second)
         if limit is not None and short != pair and 2 * min(counts) >= limit:
-            counts = (
-                self._count(pair[0]),
-                self._count(pair[1]),
-            )  # which is the longer one matters: it keeps the odd token
+            # Which one is longer matters: it keeps the odd token.
+            counts = self._count(pair[0]), self._count(pair[1])
         for encoding, tokens in zip((first, second), most, strict=True):
             if tokens is not None:
                 encoding.truncate(tokens)

@@ -114,7 +114,8 @@ def test_a_causal_model_judges_steps_with_tokens_of_its_vocabulary(scorer: Score
     """As the model card of math-shepherd-mistral-7b-prm does: softmax over two logits, at the tags."""
     directory = scorer("math-shepherd")
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    good, bad, tag = tokenizer.convert_tokens_to_ids(["+", "-", STEP_TAG])
+    good, bad, tag = tokenizer.convert_tokens_to_ids(["-", "+", STEP_TAG])
+    assert good > bad  # columns keep the order they are asked for, as in the card's own 648 and 387
     model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
     expected = []
     for text in SOLUTIONS:
@@ -128,6 +129,7 @@ def test_a_causal_model_judges_steps_with_tokens_of_its_vocabulary(scorer: Score
         answers = rewards(llm, SOLUTIONS)
         assert [len(rows) for rows in answers] == [3, 1, 0]
         assert relative_error(np.concatenate(answers), np.concatenate(expected)) < ROUNDING
+        assert rewards(llm, SOLUTIONS[2:])[0].shape == (0, 2)
         with pytest.raises(InvalidRequest, match="the columns 0 to 1"):
             rewards(llm, SOLUTIONS, pooling_params=PoolingParams(returned_token_ids=(good,)))
         with pytest.raises(UnsupportedTask, match="Unsupported task: 'score'"):
@@ -167,3 +169,5 @@ def test_the_programs_of_the_specification_run(scorer: Scorers, checkpoint: Call
         "What is the capital of France?", "The capital of Brazil is Brasilia."
     )
     assert 0 < output.outputs.score < 1
+    (start,) = AutoTokenizer.from_pretrained(scorer("qwen3-reranker")).convert_tokens_to_ids(["<|im_start|>"])
+    assert output.prompt_token_ids[0] == start  # it read the template

@@ -176,6 +176,28 @@ def test_pairs_are_one_to_one_one_to_many_or_many_to_many(scorer: Scorers) -> No
             llm.score("a", [])
 
 
+def test_a_query_of_many_documents_is_tokenised_once(scorer: Scorers) -> None:
+    from pooling.loading.tokenizer import TextTokenizer
+
+    class Counting:
+        def __init__(self, backend: Any) -> None:
+            self._backend, self.texts = backend, 0
+
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            self.texts += len(texts)
+            return self._backend.encode_batch_fast(texts, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._backend, name)
+
+    tokenizer = TextTokenizer.load(scorer("bert"))
+    expected = tokenizer.encode_pairs([("query", text) for text in DOCUMENTS], True, None, (None, None))
+    tokenizer._backend = counting = Counting(tokenizer._backend)
+    again = tokenizer.encode_pairs([("query", text) for text in DOCUMENTS], True, None, (None, None))
+    assert counting.texts == len(set(DOCUMENTS)) + 1
+    assert all(np.array_equal(a, b) and i == j for (a, i), (b, j) in zip(expected, again, strict=True))
+
+
 def test_two_empty_texts_are_a_pair_of_special_tokens(scorer: Scorers) -> None:
     with LLM(str(scorer("bert")), dtype="float32") as llm:
         answers = scores(llm, "", "")
@@ -371,13 +393,13 @@ def test_tokens_of_ones_own_and_no_template_join_the_texts(scorer: Scorers) -> N
 
 def test_no_post_processing_has_one_label_for_each_token(scorer: Scorers) -> None:
     judge = Judge(scorer("mxbai"))
-    override = {"classifier_from_token": ["0", "1", "2"], "method": "no_post_processing"}
+    override = {"classifier_from_token": ["2", "0", "1"], "method": "no_post_processing"}
     with LLM(str(scorer("mxbai")), dtype="float32", hf_overrides=override) as llm:
-        assert (llm.card.tasks, llm.card.labels) == (("classify",), ("0", "1", "2"))
+        assert (llm.card.tasks, llm.card.labels) == (("classify",), ("2", "0", "1"))
         answers = llm.classify(DOCUMENTS[:4], use_tqdm=False)
     for text, answer in zip(DOCUMENTS, answers, strict=False):
         logits = judge.logits(judge.tokens(text))
-        expected = logits[judge.tokenizer.convert_tokens_to_ids(["0", "1", "2"])].softmax(-1)
+        expected = logits[judge.tokenizer.convert_tokens_to_ids(["2", "0", "1"])].softmax(-1)
         assert np.abs(np.array(answer.outputs.probs) - expected.numpy()).max() < ROUNDING
 
 
@@ -566,6 +588,26 @@ def test_a_model_without_a_template_takes_no_instruction(scorer: Scorers) -> Non
         llm.score("a", "b", instruction="find")
     with LLM(str(scorer("qwen3-reranker")), dtype="float32") as llm, pytest.raises(InvalidRequest, match="needs pairs"):
         llm.score("a", "b", instruction="find")
+
+
+def test_an_output_layer_beside_tied_weights_is_taken_as_transformers_does(scorer: Scorers, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(scorer("qwen3-reranker"), tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    judge = Judge(tmp_path)
+    expected = [judge.difference(qwen3_ids(judge, *pair), "no", "yes") for pair in PAIRS]
+    with LLM(str(tmp_path), task="score", dtype="float32") as llm:
+        logits = scores(llm, pooling_params=PoolingParams(use_activation=False))
+    assert np.abs(logits - expected).max() < ROUNDING * np.abs(expected).max()
+
+
+def test_a_pair_is_not_cut_at_its_start(scorer: Scorers) -> None:
+    intake = Intake.load(ModelSpec(source=str(scorer("bert"))))
+    with pytest.raises(InvalidRequest, match="a pair of texts is cut at their ends"):
+        intake.tokenize(PoolingRequest([("a", "b")], "score", truncate_prompt_tokens=4, truncation_side="left"))
 
 
 def test_the_output_layer_must_be_there(scorer: Scorers, tmp_path: Path) -> None:
