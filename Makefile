@@ -17,7 +17,7 @@ help:  ## this list
 
 setup: .venv/.ready  ## build .venv with the demo model, the test tools and the command raypool
 
-serve: $(BIN)/raypool  ## serve the demo model on 127.0.0.1:8000 until Ctrl-C
+serve: .venv/.demo  ## serve the demo model on 127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/raypool serve configs/demo.yaml
 
 test: setup lint  ## everything CI runs
@@ -39,15 +39,16 @@ clean:  ## remove .venv and every cache
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Touched last, so that an install that was cut short is taken up again.
+# Touched last, so that an install that was cut short is taken up again; older than what it was built from, it is redone.
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "building .venv with $(PYTHON) (some minutes the first time)"
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL_PROJECT) '.[demo,test]'
-	@touch $@
+	@touch $@ .venv/.demo
 
-# Serving asks for less than testing: no test tools, and an environment that is there is used as it is.
-$(BIN)/raypool:
+# Serving asks for less than testing: no test tools.
+.venv/.demo: pyproject.toml constraints.txt
 	@echo "building .venv with $(PYTHON) (some minutes the first time)"
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL_PROJECT) '.[demo]'
+	@touch $@

@@ -66,7 +66,8 @@ class Embedder:
         self._request = row_request(self._intake, dimensions, normalize, prompt_name, truncate)
         settle_actor_process(threads)
         self._engine = Engine.load(spec)
-        self._dim = dimensions or self._engine.card.pooler.dimensions or self._engine.card.dim
+        pooler = self._engine.card.poolers["embed"]
+        self._dim = dimensions or pooler.dimensions or pooler.width
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-embedder", daemon=True)
         self._thread.start()

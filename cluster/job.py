@@ -20,6 +20,7 @@ from cluster.sink import OrderedParquet
 from pooling.config import ModelSpec, Settings
 from pooling.errors import ConfigError, EngineFailure
 from pooling.intake import Intake
+from pooling.loading.preflight import refuse_bad_source
 
 _EMBEDDER_SETTINGS = {
     "column",
@@ -76,6 +77,7 @@ def run_job(job: EmbedJob) -> JobReport:
     """
     files = find_parquet(job.input)
     refuse_columns(refuse_no_text(files[0], job.column), job.column, job.output_column, job.error_column)
+    refuse_bad_source(job.spec.source)
     row_request(Intake.load(job.spec), job.dimensions, job.normalize, job.prompt_name, job.truncate)
     output = make_empty_directory(job.output)
     with ray_node():

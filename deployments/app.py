@@ -3,10 +3,8 @@
 Annotations must be real types, not strings: Serve validates `args` by them.
 """
 
-import os
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -14,7 +12,7 @@ from ray.serve.schema import LoggingConfig
 
 from deployments.config import Autoscaling, ModelConfig, ServiceConfig
 from deployments.replica import EngineReplica
-from deployments.resources import Cluster, Resources, share_out
+from deployments.resources import Resources, running_cluster, share_out
 from deployments.router import Router
 
 ROUTER = "router"
@@ -31,7 +29,7 @@ _QUIET = LoggingConfig(enable_access_log=False)
 
 def build(args: ServiceConfig) -> Application:
     """The application: a router deployment in front of one engine deployment for each model."""
-    resources = share_out(args.models, _cluster(), args.router.replicas * args.router.num_cpus)
+    resources = share_out(args.models, running_cluster(), args.router.reserved_cpus)
     models = [
         model.model_copy(update={"device": resource.device})
         for model, resource in zip(args.models, resources, strict=True)
@@ -77,17 +75,3 @@ def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:
         upscale_delay_s=wanted.upscale_delay_s,
         downscale_delay_s=wanted.downscale_delay_s,
     )
-
-
-def _cluster() -> Cluster:
-    """What the running cluster has; this machine's CPUs where none runs, as for `serve build`."""
-    if not ray.is_initialized():
-        cpus = float(os.cpu_count() or 1)
-        return Cluster(cpus, cpus, 0.0)
-    nodes = [
-        node["Resources"]
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
-    cpus_of = [float(node.get("CPU", 0.0)) for node in nodes]
-    return Cluster(sum(cpus_of), max(cpus_of, default=1.0), sum(float(node.get("GPU", 0.0)) for node in nodes))

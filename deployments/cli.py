@@ -16,6 +16,7 @@ from pooling.errors import ConfigError, PoolingError, SourceError
 
 _FAILED, _MISTAKEN, _INTERRUPTED = 1, 2, 130
 _SOURCE = "a directory, a hub id such as org/name, or python:package/dir inside an installed package"
+_TASKS = ("auto", *get_args(Task))
 _DTYPES = get_args(ModelSpec.model_fields["dtype"].annotation)
 _DEVICES = get_args(ModelSpec.model_fields["device"].annotation)
 
@@ -72,7 +73,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="port to listen on; default 8000, or what the config file says")
     model = parser.add_argument_group("for a model (a config file says these itself)")
     _add_model_flags(model)
-    model.add_argument("--task", choices=("auto", *get_args(Task)), help="what a request that names no task gets")
+    model.add_argument("--task", choices=_TASKS, help="what a request that names no task gets")
     model.add_argument("--served-model-name", metavar="NAME", help="what clients send as `model`; default: the model")
     model.add_argument("--replicas", type=int, help="engine replicas; default 1")
     model.add_argument("--api-key", action="append", metavar="KEY", help="a key clients must send; may be repeated")
@@ -101,6 +102,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=commands.inspect, starts_ray=False)
     parser.add_argument("model", metavar="MODEL", help=_SOURCE)
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--task", choices=_TASKS, help="which task is to be the default one")
     _add_model_flags(parser)
 
 

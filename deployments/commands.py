@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.node import set_flags, starts_own_node
 from pooling.config import ModelSpec, parse_settings
-from pooling.errors import ConfigError
+from pooling.errors import ConfigError, InvalidRequest
 from pooling.loading.card import ModelCard
+from pooling.quantise import int8_limit
+from pooling.request import PoolingParams
 
 if TYPE_CHECKING:
     from deployments.plan import ServePlan
@@ -39,7 +41,7 @@ def serve(arguments: Namespace) -> None:
     started = time.monotonic()
     set_flags(_serve_flags())
     from deployments.ports import refuse_taken_ports
-    from deployments.preflight import refuse_bad_source
+    from pooling.loading.preflight import refuse_bad_source
 
     plan = _plan(arguments)
     models = [model for service in plan.services.values() for model in service.models]
@@ -75,7 +77,9 @@ def embed(arguments: Namespace) -> None:
 
 def inspect(arguments: Namespace) -> None:
     """Prints a model's card, known from its small files."""
-    spec = parse_settings(ModelSpec, {"source": arguments.model, **_model_settings(arguments)}, "raypool inspect")
+    task = {} if arguments.task is None else {"task": arguments.task}
+    settings = {"source": arguments.model, **task, **_model_settings(arguments)}
+    spec = parse_settings(ModelSpec, settings, "raypool inspect")
     from pooling.intake import Intake
 
     card = Intake.load(spec).card
@@ -157,8 +161,18 @@ def _describe(card: ModelCard) -> str:
         "scoring": card.scoring or "no",
         "labels": ", ".join(card.labels) or "none",
         "vector": f"{card.dim} numbers",
+        "int8 range": _int8_range(card),
         "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
         "longest input": f"{card.max_model_len} tokens",
         "prompts": ", ".join(card.prompts) or "none",
     }
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
+
+
+def _int8_range(card: ModelCard) -> str:
+    if "embed" not in card.poolers:
+        return "no vectors"
+    try:
+        return f"±{int8_limit(card, PoolingParams()):.4g}"
+    except InvalidRequest:
+        return "none, the vectors are not normalised; int8_range in override_pooler_config sets one"

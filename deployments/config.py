@@ -60,6 +60,10 @@ class ModelConfig(ModelSpec):
         return self.autoscaling.max if self.autoscaling else self.replicas
 
     @property
+    def fewest_replicas(self) -> int:
+        return self.autoscaling.min if self.autoscaling else self.replicas
+
+    @property
     def may_sleep(self) -> bool:
         """Whether no replica at all is a state in order."""
         return self.autoscaling is not None and self.autoscaling.min == 0
@@ -80,6 +84,10 @@ class RouterConfig(Settings):
     replicas: int = Field(1, gt=0)
     num_cpus: float = Field(0.0, ge=0)
 
+    @property
+    def reserved_cpus(self) -> float:
+        return self.replicas * self.num_cpus
+
 
 class Limits(Settings):
     """What the service takes; beyond it a request is refused with the limit's name and value."""
@@ -89,6 +97,8 @@ class Limits(Settings):
     max_queued_tokens: int | None = Field(
         None, gt=0, description="tokens of a model that may wait or run; None: 512 steps of each replica's device"
     )
+    # The answer of a token task is as large as its tokens times a vector, and is held several times over.
+    max_answer_bytes: int = Field(268_435_456, gt=0, description="float32 numbers that one request may ask for")
     # A request without an end would hold its tokens for ever; ten minutes is a full queue on a slow CPU.
     request_timeout_s: float = Field(600.0, gt=0)
 

@@ -30,7 +30,7 @@ class ServeEngines:
         self._pool_by_reference = handle.options(method_name="pool", _by_reference=True)
 
     def send(self, batch: PackedBatch) -> Answer:
-        large = max(batch.ids.nbytes, self._answer_bytes(batch)) > _LARGE_BYTES
+        large = max(batch.ids.nbytes, answer_bytes(batch, self._card)) > _LARGE_BYTES
         pool = self._pool_by_reference if large else self._pool
         return cast(Answer, pool.remote(batch))
 
@@ -49,6 +49,8 @@ class ServeEngines:
         except (RayError, RayServeException, TimeoutError):
             return []
 
-    def _answer_bytes(self, batch: PackedBatch) -> int:
-        rows = batch.tokens if TASKS[batch.task].rows == "token" else len(batch)
-        return rows * self._card.poolers[batch.task].width * _FLOAT32_BYTES
+
+def answer_bytes(batch: PackedBatch, card: ModelCard) -> int:
+    """How large the answer to a batch is, as float32; at most, where only some tokens have rows."""
+    rows = batch.tokens if TASKS[batch.task].rows == "token" else len(batch)
+    return rows * card.poolers[batch.task].width * _FLOAT32_BYTES

@@ -1,10 +1,17 @@
-"""What each engine replica reserves of the cluster. Pure: settings and totals in, numbers out."""
+"""What each engine replica reserves of the cluster."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from deployments.config import ModelConfig
+import ray
+
+from deployments.config import ModelConfig, ServiceConfig
+from pooling.errors import ConfigError
+
+# Of the sum of many shares.
+_ROUNDING = 1e-6
 
 
 class Cluster(NamedTuple):
@@ -45,6 +52,36 @@ def share_out(models: Sequence[ModelConfig], cluster: Cluster, reserved_cpus: fl
         _resources(model, device, share if cpus is None else cpus)
         for model, device, cpus in zip(models, devices, asked, strict=True)
     ]
+
+
+def refuse_too_much(service: ServiceConfig, cluster: Cluster) -> None:
+    """Raises ConfigError where the replicas that must run need more than there is: they would wait for ever."""
+    resources = share_out(service.models, cluster, service.router.reserved_cpus)
+    counts = [model.fewest_replicas for model in service.models]
+    gpus = sum(one.num_gpus * count for one, count in zip(resources, counts, strict=True))
+    cpus = service.router.reserved_cpus + sum(
+        one.num_cpus * count for one, count in zip(resources, counts, strict=True)
+    )
+    for name, asked, there in (("GPU", gpus, cluster.gpus), ("CPU", cpus, cluster.cpus)):
+        if asked > there + _ROUNDING:
+            raise ConfigError(
+                f"the models need {asked:g} {name}s, but this machine has {there:g}; lower replicas or "
+                f"num_{name.lower()}s{', or set device: cpu' if name == 'GPU' else ''}"
+            )
+
+
+def running_cluster() -> Cluster:
+    """What the running cluster has; this machine's CPUs where none runs, as for `serve build`."""
+    if not ray.is_initialized():
+        cpus = float(os.cpu_count() or 1)
+        return Cluster(cpus, cpus, 0.0)
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    cpus_of = [float(node.get("CPU", 0.0)) for node in nodes]
+    return Cluster(sum(cpus_of), max(cpus_of, default=1.0), sum(float(node.get("GPU", 0.0)) for node in nodes))
 
 
 def _device(model: ModelConfig, cluster: Cluster) -> Literal["cpu", "cuda"]:

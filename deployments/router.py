@@ -60,7 +60,7 @@ class Router:
         for model, intake, handle in zip(config.models, intakes, engines, strict=True):
             client = EngineClient(ServeEngines(handle, intake.card), model.most_replicas, model.max_batch_tokens)
             admission = Admission(max(1, config.queued_tokens(model) // self._routers))
-            self.models.append(ServedModel(intake, client, admission, self._threads))
+            self.models.append(ServedModel(intake, client, admission, self._threads, config.limits.max_answer_bytes))
         self._by_name = {model.name: model for model in self.models}
 
     def __serve_build_asgi_app__(self) -> FastAPI:

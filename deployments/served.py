@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deployments.admission import Admission
 from deployments.dispatch import EngineClient
-from pooling.errors import Overloaded, Unavailable
+from deployments.engines import answer_bytes
+from pooling.errors import InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
 from pooling.request import PackedBatch, PooledOutput, PoolingRequest
 
@@ -27,8 +28,11 @@ class Answered(NamedTuple):
 class ServedModel:
     """Takes requests for one model from their text to their vectors. For one event loop."""
 
-    def __init__(self, intake: "Intake", engines: EngineClient, admission: Admission, threads: Executor) -> None:
+    def __init__(
+        self, intake: "Intake", engines: EngineClient, admission: Admission, threads: Executor, max_answer_bytes: int
+    ) -> None:
         self.admission = admission
+        self._max_answer_bytes = max_answer_bytes
         self.engines = engines
         self._intake = intake
         self._threads = threads
@@ -50,12 +54,22 @@ class ServedModel:
         try:
             self.admission.check()
             batch = await self.tokenize(request)
+            self._refuse_large_answer(batch)
             with self.admission.hold(batch.tokens):
                 return Answered(await self.engines.pool(batch), batch.tokens)
         except Overloaded:
             if await self.engines.alive():
                 raise
             raise Unavailable(f"no engine of the model `{self.name}` is running now") from None
+
+    def _refuse_large_answer(self, batch: PackedBatch) -> None:
+        size, most = answer_bytes(batch, self.card), self._max_answer_bytes
+        if size > most and len(batch) > 1:
+            raise InvalidRequest(
+                f"the answer to these {len(batch)} inputs has {size} bytes, but at most {most} are allowed "
+                "(max_answer_bytes); ask for fewer inputs at once",
+                "input",
+            )
 
     async def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it. Raises InvalidRequest of the fitting kind."""

@@ -16,15 +16,18 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from cluster.failure import last_line, refusal
-from cluster.node import ray_node
+from cluster.node import ray_node, starts_own_node
 from deployments.plan import ServePlan
+from deployments.resources import refuse_too_much, running_cluster
 from pooling.errors import ConfigError, StartupError
 
 # Requests and answers travel by gRPC; shared memory only ever holds what is larger than its message limit.
 _OBJECT_STORE_BYTES = 512 << 20
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 30.0  # serve.shutdown()'s own
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+# The proxy has a new replica within seconds, on a busy machine too.
+_REACHABLE_S = 60.0
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 Say = Callable[[str], None]
 
@@ -32,7 +35,7 @@ Say = Callable[[str], None]
 def address(plan: ServePlan) -> str:
     """The URL at which this machine reaches what the plan serves."""
     host = _ANYWHERE.get(plan.host, plan.host)
-    return f"http://{host}:{plan.port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{plan.port}"
 
 
 @contextmanager
@@ -44,6 +47,9 @@ def serving(plan: ServePlan, say: Say) -> Iterator[None]:
     """
     logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)  # what it tells at INFO, `say` tells better
     with ray_node(_OBJECT_STORE_BYTES, show_actors=False):
+        if starts_own_node():  # a cluster may grow; this machine will not
+            for service in plan.services.values():
+                refuse_too_much(service, running_cluster())
         stop = _undo(plan)
         try:
             serve.start(proxy_location=plan.schema.proxy_location, http_options=plan.schema.http_options.model_dump())
@@ -126,12 +132,19 @@ def _refuse_failed(name: str, application: Any) -> None:
 
 
 def _wait_until_reachable(urls: list[str]) -> None:
-    """The proxy learns of new replicas a moment after they run."""
+    """The proxy learns of new replicas a moment after they run. Raises StartupError if it never answers."""
     opener = build_opener(ProxyHandler({}))  # this machine is never behind a proxy of the environment's
+    deadline = time.monotonic() + _REACHABLE_S
     for url in urls:
         while True:
             try:
                 with opener.open(f"{url}/health", timeout=5):
                     break
-            except (URLError, OSError):
+            except (URLError, OSError) as error:
+                if time.monotonic() > deadline:
+                    reason = getattr(error, "reason", error)
+                    raise StartupError(
+                        f"all replicas run, but {url} did not answer within {_REACHABLE_S:g} s ({reason}); "
+                        "is the host one that Serve's proxy can listen on?"
+                    ) from None
                 time.sleep(_POLL_S)

@@ -65,20 +65,42 @@ class PackingSlot:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which keys a query sees, and how scores are scaled: key k of query q is seen if |q - k| < window (and k <= q)."""
+    """Which keys a query sees, and how scores are made: key k of query q is seen if |q - k| < window (and k <= q).
+
+    bias [1, heads, longest, longest] is added to the scaled scores; it depends
+    on q - k only, so a shorter input takes its top left corner.
+    """
 
     scale: float
     causal: bool
     window: int | None
     softcap: float | None
+    bias: Tensor | None = None
 
 
 def bind(model: nn.Module) -> PackingSlot:
-    """Gives every layer of a model the slot through which its attention learns the packing of a step."""
+    """Gives every layer of a model the slot through which its attention learns the packing of a step.
+
+    T5's layers build a bias for each pair of tokens in the row; here it is
+    built for each pair of the longest input's.
+    """
     slot = PackingSlot()
+    module: Any
     for module in model.modules():
         setattr(module, _SLOT, slot)
+        if hasattr(module, "compute_bias"):
+            module.compute_bias = _bias_of_longest(module.compute_bias, slot)
     return slot
+
+
+def _bias_of_longest(compute: Any, slot: PackingSlot) -> Callable[..., Tensor]:
+    def bias(query_length: int, key_length: int, device: torch.device | None = None, **rest: Any) -> Tensor:
+        if slot.packing is not None:
+            query_length = key_length = slot.packing.max_length
+        answer: Tensor = compute(query_length, key_length, device, **rest)
+        return answer
+
+    return bias
 
 
 def packed_attention(
@@ -92,6 +114,7 @@ def packed_attention(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    position_bias: Tensor | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over one packed row.
@@ -103,14 +126,19 @@ def packed_attention(
     one gives wrong vectors without a sign.
     """
     packing = getattr(module, _SLOT).packing
-    unknown = [name for name in ("position_bias", "s_aux") if other.get(name) is not None]
+    unknown = [name for name in ("s_aux",) if other.get(name) is not None]
+    unknown += ["position_bias beside softcap"] if softcap is not None and position_bias is not None else []
     if packing is None or attention_mask is not None or unknown:
         raise RuntimeError(f"packed attention cannot run: packing {packing}, mask {attention_mask}, unknown {unknown}")
+    built_causal = bool(getattr(module, "is_causal", True))
+    causal = built_causal if is_causal is None else is_causal
+    # Where a config turns a causal model both ways, transformers' own mask counts the window without the token itself.
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-        window=sliding_window,
+        causal=causal,
+        window=sliding_window + 1 if sliding_window and built_causal and not causal else sliding_window,
         softcap=softcap,
+        bias=position_bias,
     )
     kernel: Callable[[Tensor, Tensor, Tensor, Packing, Rule], Tensor] = _cuda if query.is_cuda else _cpu
     # [heads, tokens, head_dim] in, [tokens, heads, head_dim] out
@@ -135,7 +163,7 @@ def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
     """One group, its answer written to place: all [inputs, heads, length, dim], k and v with kv_heads."""
     inputs, heads, length, _ = q.shape
     scores = heads * length * length * q.element_size()
-    full = not rule.causal and (rule.window is None or length <= rule.window)
+    full = not rule.causal and rule.bias is None and (rule.window is None or length <= rule.window)
     if rule.softcap is not None:
         place.copy_(_softcapped(q, k, v, rule))
     elif full and q.dtype == torch.bfloat16 and k.shape[1] == heads and scores <= _PLAIN_BYTES:
@@ -145,8 +173,8 @@ def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
             _plain(q[some], k[some], v[some], place[some], rule.scale)
     else:
         # is_causal alone is faster than a mask that says the same
-        within = rule.window is None or length <= rule.window
-        mask = None if within else _visible(length, rule.causal, rule.window)
+        within = rule.bias is None and (rule.window is None or length <= rule.window)
+        mask = None if within else _mask(length, rule)
         causal, grouped = rule.causal and within, k.shape[1] != heads
         place.copy_(
             scaled_dot_product_attention(
@@ -175,10 +203,21 @@ def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
 
-# Two kinds of layer (local and global) at some 64 lengths: what a few steps of mixed work use.
-@lru_cache(maxsize=128)
+def _mask(length: int, rule: Rule) -> Tensor | None:
+    """What is added to the scores, or (bool) which of them count: [.., length, length]."""
+    visible = _visible(length, rule.causal, rule.window)
+    if rule.bias is None:
+        return visible
+    bias = rule.bias[..., :length, :length]
+    return bias if visible is None else bias.masked_fill(~visible, float("-inf"))
+
+
 def _visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     """[length, length] bool, true where the query of that row sees the key of that column; None: all."""
+    return (_short_mask if length <= _SHORT else _long_mask)(length, causal, window)
+
+
+def _build_visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     if not causal and window is None:
         return None
     place = torch.arange(length)
@@ -187,12 +226,19 @@ def _visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     return seen if window is None else seen & (ahead.abs() < window)
 
 
+# Two kinds of layer (local and global) at some 64 lengths: what a few steps of mixed work use, and at most 128 MiB.
+# A long mask costs little beside its attention; the layers of one step share it.
+_SHORT = 1_024
+_short_mask = lru_cache(maxsize=128)(_build_visible)
+_long_mask = lru_cache(maxsize=2)(_build_visible)
+
+
 def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
     """torch's built-in FlashAttention for packed rows: bfloat16 and float16, no padding, no mask."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if rule.softcap is not None or packing.cu_seqlens is None:
-        raise RuntimeError("packed attention on CUDA supports no softcap and needs cu_seqlens")
+    if rule.softcap is not None or rule.bias is not None or packing.cu_seqlens is None:
+        raise RuntimeError("packed attention on CUDA supports neither softcap nor bias and needs cu_seqlens")
     repeat = query.shape[0] // key.shape[0]
     q, k, v = (part.transpose(0, 1) for part in (query, key, value))
     if repeat > 1:  # torch 2.11 has no grouped heads here

@@ -35,6 +35,11 @@ class _Waiting:
         return len(self._order) - self._next
 
     @property
+    def next_tokens(self) -> int:
+        """Of the input that is taken next."""
+        return int(self._ends[self._next]) - self._taken
+
+    @property
     def _taken(self) -> int:
         return int(self._ends[self._next - 1]) if self._next else 0
 
@@ -53,16 +58,19 @@ class Batcher:
     """Holds the inputs that wait and forms the next step when it is asked to.
 
     A step holds at most `budget` tokens, or one input if that alone is longer.
-    The request that waits longest gets half of every step, at least one input,
-    so nothing starves; the rest goes to the requests with the fewest tokens
-    left, so a small request never waits behind a bulk one. What then is free
-    goes to whoever waits longest.
+    The request that waits longest is owed half of every step, so nothing
+    starves; what it cannot use yet, because its next input is longer, it saves
+    up. The rest goes to the requests with the fewest tokens left, so a small
+    request never waits behind a bulk one. What then is free goes to whoever
+    waits longest.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._waiting: dict[int, _Waiting] = {}  # in order of arrival
         self.tokens = 0
+        self._owed = 0  # tokens, to the request that waits longest
+        self._owed_to: int | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -85,30 +93,32 @@ class Batcher:
 
     def take(self) -> list[Share]:
         """The next step; empty if nothing waits. A request may have two shares in it."""
-        step: list[Share] = []
-        room = self.budget
-        for request, most in self._turns():
-            share = request.take(min(room, most), at_least_one=not step)
+        if not self._waiting:
+            return []
+        oldest, *others = self._waiting.values()
+        step = self._due(oldest) if others else []
+        room = self.budget - sum(share.tokens for share in step)
+        for request in [*sorted(others, key=lambda request: request.tokens), oldest]:
+            if room <= 0:
+                break
+            share = request.take(room, at_least_one=not step)
             if share is not None:
                 step.append(share)
                 room -= share.tokens
-            if room <= 0:
-                break
         for key in {share.key for share in step}:
             if not self._waiting[key].inputs:
                 del self._waiting[key]
         self.tokens -= sum(share.tokens for share in step)
         return step
 
-    def _turns(self) -> list[tuple[_Waiting, int]]:
-        """Who may take how many tokens, in order."""
-        by_age = list(self._waiting.values())
-        if len(by_age) == 1:
-            return [(by_age[0], self.budget)]
-        by_size = sorted(by_age[1:], key=lambda request: request.tokens)
-        oldest = by_age[:1]
-        return [
-            *((request, self.budget // 2) for request in oldest),
-            *((request, self.budget) for request in by_size),
-            *((request, self.budget) for request in oldest),
-        ]
+    def _due(self, oldest: _Waiting) -> list[Share]:
+        """What the request that waits longest takes of this step before all others."""
+        if self._owed_to != oldest.key:
+            self._owed_to, self._owed = oldest.key, 0
+        self._owed += self.budget // 2
+        # An input longer than a step is taken whole once that is owed.
+        share = oldest.take(min(self.budget, self._owed), at_least_one=self._owed >= oldest.next_tokens)
+        if share is None:
+            return []
+        self._owed -= share.tokens
+        return [share]

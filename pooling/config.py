@@ -39,6 +39,12 @@ class PoolerConfig(Settings):
     they mean. use_activation is today's name of `normalize`, for vectors, and of
     `softmax`, for probabilities. logit_mean and logit_sigma calibrate logits
     before the activation: (logit - mean) / sigma.
+
+    enable_chunked_processing embeds a text that is longer than the model takes
+    in chunks and averages their vectors, up to max_embed_len tokens, without
+    which any length is taken. chunk_overlap None cuts the list of tokens as vLLM
+    does; a number gives every chunk the special tokens and the prompt of the
+    text, and so many tokens of the chunk before.
     """
 
     pooling_type: PoolingType | None = None
@@ -52,6 +58,10 @@ class PoolerConfig(Settings):
     returned_token_ids: tuple[int, ...] | None = Field(None, description="the columns of the answer that are kept")
     logit_mean: float | None = None
     logit_sigma: float | None = None
+    enable_chunked_processing: bool = False
+    max_embed_len: int | None = Field(None, gt=0, description="tokens that an input of embed may have")
+    chunk_overlap: int | None = Field(None, ge=0, description="tokens that neighbouring chunks share")
+    int8_range: float | None = Field(None, gt=0, description="int8 and uint8 vectors cover -int8_range..int8_range")
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:
@@ -63,6 +73,8 @@ class PoolerConfig(Settings):
             raise ValueError(f"Cannot set both `pooling_type` and `{specific[0]}`")
         if self.logit_sigma == 0:
             raise ValueError("logit_sigma cannot be 0 (division by zero)")
+        if self.chunk_overlap is not None and not self.enable_chunked_processing:
+            raise ValueError("chunk_overlap is for chunks of long texts; set enable_chunked_processing too")
         return self
 
     @property

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from pooling.device_thread import DeviceThread, StepReport
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult
 from pooling.intake import check_batch
 from pooling.loading.card import ModelCard
+from pooling.long_text import Chunked, chunk
 from pooling.request import PackedBatch, PooledOutput, Rows, Timing
 from pooling.runner import LocalRunner
 
@@ -37,13 +38,17 @@ _SLACK_S = 0.001
 
 @dataclass(slots=True)
 class _Job:
-    """A request under way. `left` counts the inputs without an answer yet."""
+    """A request under way. `left` counts the inputs without an answer yet.
+
+    owners: where inputs are chunks, which input of the caller's each is part of.
+    """
 
     batch: PackedBatch
     future: asyncio.Future[PooledOutput]
     arrived: float
     left: int
     bounds: np.ndarray
+    owners: np.ndarray | None = None
     started: float | None = None
     forward_s: float = 0.0
     answer: Rows | None = None
@@ -51,6 +56,10 @@ class _Job:
 
     def take(self, inputs: np.ndarray) -> PackedBatch:
         return self.batch.take(inputs, self.bounds)
+
+    def named(self, inputs: np.ndarray) -> np.ndarray:
+        """The inputs as the caller counts them."""
+        return inputs if self.owners is None else self.owners[inputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +144,21 @@ class Engine:
         if self.failure is not None:
             raise EngineDead(self.failure)
         check_batch(batch, self.card)
+        chunked = self._chunked(batch)
+        if chunked is None:
+            return await self._pool(batch)
+        output = await self._pool(chunked.batch, chunked.owners)
+        normalise = self.card.normalises(batch.task, batch.params.use_activation)
+        return replace(output, data=chunked.merge(output.data, normalise))
+
+    def _chunked(self, batch: PackedBatch) -> Chunked | None:
+        """The batch with its long texts in chunks; None if it has none or the model takes none."""
+        return chunk(batch, self.card.max_model_len, self.card.chunk_overlap) if self.card.chunked else None
+
+    async def _pool(self, batch: PackedBatch, owners: np.ndarray | None = None) -> PooledOutput:
         loop = self._bind()
         key = next(self._numbers)
-        job = _Job(batch, loop.create_future(), time.monotonic(), len(batch), batch.offsets())
+        job = _Job(batch, loop.create_future(), time.monotonic(), len(batch), batch.offsets(), owners)
         self._jobs[key] = job
         self._batcher.add(key, batch.lengths)
         self._pump()
@@ -158,6 +179,13 @@ class Engine:
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
+        if self._loop is not loop and self._loop is not None and self._loop.is_closed():
+            # Whoever waited there is gone, and of the steps under way nobody will hear.
+            for key in self._jobs:
+                self._batcher.drop(key)
+            self._jobs.clear()
+            self._steps.clear()
+            self._timer = None
         if self._loop is not loop and (self._jobs or self._steps):
             raise EngineFailure("the engine serves another event loop; call pool() from one loop only")
         self._loop = loop
@@ -250,7 +278,7 @@ def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:
     if job.future.done():
         return
     if not np.isfinite(output.data).all():
-        job.future.set_exception(NonFiniteResult(_name_non_finite(inputs, output)))
+        job.future.set_exception(NonFiniteResult(_name_non_finite(job.named(inputs), output)))
         return
     if output.lengths is None:
         if job.answer is None:

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pooling.attention import NAME, Packing, bind
 from pooling.errors import CheckpointError
@@ -65,19 +66,20 @@ def choose_forward(
     """
     name, kind = description.card.name, description.card.model_type
     checkpoint = Checkpoint(description.backbone)
-    obstacle = _obstacle(description, dtype, device)
-    loaded = load_model(checkpoint, description, "eager" if obstacle else NAME, dtype, device)
+    reason = obstacle(description, dtype, device)
+    loaded = load_model(checkpoint, description, "eager" if reason else NAME, dtype, device)
     model = loaded.backbone
-    if obstacle is None:
-        first_position = description.config.pad_token_id + 1 if description.family.positions_after_pad else 0
+    if reason is None:
+        counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
         if device.type == "cpu" and dtype == torch.bfloat16:
             prepack(model, max_batch_tokens)
-        packed = PackedForward(model, first_position, device)
-        obstacle = check(packed, model, description, dtype)
-        if obstacle is None:
+        packed = PackedForward(model, device, counted_from)
+        reason = check(packed, model, description, dtype)
+        if reason is None:
             return packed, loaded.heads
-    log.warning("%s: running padded, which is slower: %s", name, obstacle)
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    log.warning("%s: running padded, which is slower: %s", name, reason)
+    for config in _configs(model):
+        config._attn_implementation = _padded_attention(model)
     padded = PaddedForward(model, device, max_batch_tokens)
     reason = check(padded, model, description, dtype)
     if reason is not None:
@@ -85,7 +87,13 @@ def choose_forward(
     return padded, loaded.heads
 
 
-def _obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
+def _padded_attention(model: PreTrainedModel) -> str:
+    """sdpa leaves a softcap out without a word."""
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    return "sdpa" if model._supports_sdpa and not capped else "eager"
+
+
+def obstacle(description: Description, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a model cannot even be tried packed; None if it can."""
     if not description.family.packed:
         return f"family {description.card.model_type} is not known to run packed"
@@ -93,16 +101,30 @@ def _obstacle(description: Description, dtype: torch.dtype, device: torch.device
         return "packed attention on CUDA takes bfloat16 and float16 only"
     if device.type == "cuda" and getattr(description.config, "attn_logit_softcapping", None) is not None:
         return "packed attention on CUDA has no softcap"
+    if device.type == "cuda" and description.family.position_bias:
+        return "packed attention on CUDA adds no position bias"
+    if device.type == "cuda" and not _fits_flash_attention(description.config):
+        return "packed attention on CUDA takes heads of up to 256 dimensions, a multiple of 8"
     return None
 
 
+def _fits_flash_attention(config: PreTrainedConfig) -> bool:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return bool(head_dim <= 256 and head_dim % 8 == 0)
+
+
 class PackedForward:
-    """Inputs lie end to end in one row; no token is padding."""
+    """Inputs lie end to end in one row; none is filled up.
+
+    counted_from: the padding token's id if positions count from it, as
+    fairseq's do; then padding written in a text keeps that position and does
+    not count.
+    """
 
     path = "packed"
 
-    def __init__(self, model: PreTrainedModel, first_position: int, device: torch.device) -> None:
-        self._model, self._device, self._first_position = model, device, first_position
+    def __init__(self, model: PreTrainedModel, device: torch.device, counted_from: int | None) -> None:
+        self._model, self._device, self._counted_from = model, device, counted_from
         self._slot = bind(model)
         self._keywords = _keywords(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -115,26 +137,41 @@ class PackedForward:
     ) -> StepInput:
         ends = np.cumsum(lengths, dtype=np.int64)
         places = _places(lengths)
+        positions = places if self._counted_from is None else self._positions(ids, ends - lengths, lengths)
         cu_seqlens = None
         if self._device.type == "cuda":
             cu_seqlens = self.to_device(np.concatenate([[0], ends]).astype(np.int32))
         sizes = tuple(lengths.tolist())
         return StepInput(
             self.to_device(ids.astype(np.int64)[None]),
-            self.to_device(places[None] + self._first_position),
+            self.to_device(positions[None]),
             self.to_device(lengths.astype(np.int64)),
             sizes,
             Packing.of(sizes, cu_seqlens),
             None if second is None else self.to_device(_types(places, lengths, second)[None]),
         )
 
+    def _positions(
+        self, ids: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
+        """Counted from the padding id, which itself stays where it is, as fairseq's tables have it."""
+        assert self._counted_from is not None
+        counts = ids != self._counted_from
+        total = np.cumsum(counts, dtype=np.int64)
+        before = total[starts] - counts[starts]
+        positions: NDArray[np.int64] = (total - np.repeat(before, lengths)) * counts + self._counted_from
+        return positions
+
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype."""
-        self._slot.packing = step.packing
         given = {"position_ids": step.positions} if self._takes_positions else {}
         if step.types is not None:
             given["token_type_ids"] = step.types
-        hidden: Tensor = self._model(input_ids=step.ids, **given, **self._keywords)[0]
+        self._slot.packing = step.packing
+        try:
+            hidden: Tensor = self._model(input_ids=step.ids, **given, **self._keywords)[0]
+        finally:
+            self._slot.packing = None
         return hidden[0]
 
 
@@ -145,7 +182,8 @@ class PaddedForward:
 
     def __init__(self, model: PreTrainedModel, device: torch.device, max_batch_tokens: int) -> None:
         self._model, self._device, self._budget = model, device, max_batch_tokens
-        self._pad = int(model.config.pad_token_id or 0)
+        pad = getattr(model.config, "pad_token_id", None) or 0
+        self._pad = int(pad) if 0 <= pad < model.config.vocab_size else 0  # any will do: it is masked
         self._keywords = _keywords(model)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
@@ -187,6 +225,9 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     one must not change the other's rows by a bit. Are the rows those of
     transformers' own eager attention? Within rounding, where a wrong mask,
     window or position shows as 0.05 and more.
+    Where a token chooses among experts, an expert's tokens are one product,
+    whose rounding depends on how many they are, and rounding may choose another
+    expert: there both questions are asked within rounding, and more of it.
     """
     limit = description.card.max_model_len
     window = getattr(description.config, "sliding_window", None) or 0
@@ -195,19 +236,46 @@ def check(forward: Forward, model: PreTrainedModel, description: Description, dt
     draw = np.random.default_rng(0)
     a, b, other = (_draw(draw, size, description) for size in (long, short, short))
     c = _draw(draw, long, description)
+    experts = _has_experts(description.config)
+    allowed = 1e-3 if dtype == torch.float32 else 0.2 if experts else 0.05
     with torch.inference_mode():
         together = _run(forward, a, b)
-        leaks = not torch.equal(together[:long], _run(forward, a, other)[:long])
-        leaks |= not torch.equal(together[long:], _run(forward, c, b)[long:])
-        if leaks:
+        leak = max(
+            _difference(_run(forward, a, other)[:long], together[:long]),
+            _difference(_run(forward, c, b)[long:], together[long:]),
+        )
+        if leak > (allowed if experts else 0.0):
             return "an input changes when another one does"
-        ours = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
-        model.set_attn_implementation(ours)
-    error = float((together.float() - alone.float()).norm() / alone.float().norm())
-    allowed = 1e-3 if dtype == torch.float32 else 0.05
+        with _eager(model):
+            alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
+    error = _difference(together, alone)
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    for config, _ in before:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, attention in before:
+            config._attn_implementation = attention
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Those of its parts too: some have a copy, which model.set_attn_implementation does not reach (UMT5 in 5.17)."""
+    parts = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in parts if isinstance(config, PreTrainedConfig)}.values())
+
+
+def _difference(rows: Tensor, truth: Tensor) -> float:
+    return float((rows.float() - truth.float()).norm() / truth.float().norm())
+
+
+def _has_experts(config: PreTrainedConfig) -> bool:
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _draw(draw: np.random.Generator, size: int, description: Description) -> NDArray[np.int32]:

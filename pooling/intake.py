@@ -1,7 +1,7 @@
 """Intake: text or ids -> TokenizedInput -> PackedBatch; the only place where input is judged."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from pooling.loading.describe import describe
 from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.pairs import check_template, read_pairs
-from pooling.request import Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
+from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
 from pooling.tasks import TASKS
 
 EMPTY = "The decoder prompt cannot be empty"
@@ -48,7 +48,9 @@ class Intake:
         check_params(task, request.params, self.card)
         if isinstance(request.inputs, str) or not len(request.inputs):
             raise InvalidRequest("You must pass at least one prompt", "input")
-        limit = self._limit(request)
+        if any(isinstance(item, Chunks) for item in request.inputs):
+            return replace(PackedBatch.pack(self._chunks(request, task), task, request.params), by_segment=True)
+        limit = self._limit(request, task)
         count = len(request.inputs)
         if any(_is_pair(item) for item in request.inputs):
             return PackedBatch.pack(self._pairs(request, limit), task, request.params)
@@ -56,25 +58,31 @@ class Intake:
         if given is not None:
             raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
-        ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, limit)
-        by_index = dict(zip(texts, ids, strict=True))
+        ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit)
+        left_out = self._left_out(request, task, limit) if texts else 0
+        by_index = {i: TokenizedInput(one, segments=_behind(left_out, one)) for i, one in zip(texts, ids, strict=True)}
         items = [
-            TokenizedInput(by_index[i] if i in by_index else self._ids(item, i, count, request, limit))
+            by_index[i] if i in by_index else TokenizedInput(self._ids(item, i, count, request, task, limit))
             for i, item in enumerate(request.inputs)
         ]
-        return PackedBatch.pack(items, task, request.params)
+        return self._framed(PackedBatch.pack(items, task, request.params), request)
 
-    def _limit(self, request: PoolingRequest) -> int | None:
+    def _limit(self, request: PoolingRequest, task: str) -> int | None:
         """To how many tokens inputs are cut; None: not at all."""
-        asked, most = request.truncate_prompt_tokens, self.card.max_model_len
+        asked, most = request.truncate_prompt_tokens, self.card.longest(task)
+        if request.truncation_side not in (None, "left", "right"):
+            raise InvalidRequest(
+                f"truncation_side must be left or right, got {request.truncation_side!r}", "truncation_side"
+            )
         if asked is None:
             return None
-        if asked < -1:
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < -1:
             raise InvalidRequest(
-                f"truncate_prompt_tokens must be -1 or more, got {asked} (-1 cuts to the model's {most} tokens)",
+                f"truncate_prompt_tokens must be a whole number of -1 or more, got {asked!r} (-1 cuts to "
+                f"{'what the model takes' if most is None else f'the {most} tokens that the model takes'})",
                 "truncate_prompt_tokens",
             )
-        if asked > most:
+        if most is not None and asked > most:
             raise InvalidRequest(
                 "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation "
                 f"size. (parameter=truncate_prompt_tokens, value={asked})",
@@ -84,7 +92,7 @@ class Intake:
             raise InvalidRequest(EMPTY, "truncate_prompt_tokens")
         return most if asked == -1 else asked
 
-    def _texts(self, texts: list[str], request: PoolingRequest, limit: int | None) -> list[Ids]:
+    def _texts(self, texts: list[str], request: PoolingRequest, task: str, limit: int | None) -> list[Ids]:
         prefix = self._prompt(request, bool(texts))
         if prefix:
             texts = [prefix + text for text in texts]
@@ -98,17 +106,74 @@ class Intake:
                 _refuse_empty(ids)
             return cut
         count = len(request.inputs)
-        most = self.card.max_model_len
+        most = self.card.longest(task)
+        self._refuse_many_characters(texts, most, count)
+        encoded = self._tokenizer.encode(texts, special)
+        for index, ids in enumerate(encoded):
+            _refuse_empty(ids)
+            if most is not None and len(ids) > most:
+                raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, count)
+        return encoded
+
+    def _refuse_many_characters(self, texts: list[str], most: int | None, count: int) -> None:
+        """A text that cannot but have too many tokens need not be read to be refused."""
+        if most is None:
+            return
         most_chars = most * self._tokenizer.max_chars_per_token
         for index, text in enumerate(texts):
             if len(text) > most_chars:
                 raise _too_many_characters(len(text), most_chars, most, index, count)
-        encoded = self._tokenizer.encode(texts, special)
-        for index, ids in enumerate(encoded):
-            _refuse_empty(ids)
+
+    def _framed(self, batch: PackedBatch, request: PoolingRequest) -> PackedBatch:
+        """The batch with what its chunks repeat, if they will and there are any."""
+        if self.card.chunk_overlap is None or int(batch.lengths.max()) <= self.card.max_model_len:
+            return batch
+        head, tail = self._tokenizer.special_ends()
+        prompt = self._lower(self._prompt(request, has_text=True))
+        if prompt:
+            head = self._tokenizer.prompt_ids(prompt, request.add_special_tokens)
+        return replace(batch, frame=Frame(head, tail))
+
+    def _chunks(self, request: PoolingRequest, task: str) -> list[TokenizedInput]:
+        """Texts in chunks: each read as one, every token of a chunk counted to it."""
+        self._check_chunks(request, task)
+        chunks = [
+            Chunks(tuple(map(self._lower, item.texts)), item.separator) for item in cast(list[Chunks], request.inputs)
+        ]
+        prompt = self._lower(self._prompt(request, has_text=True))
+        texts = [prompt + one.separator.join(one.texts) for one in chunks]
+        _refuse_surrogates(texts)
+        most = self.card.max_model_len
+        self._refuse_many_characters(texts, most, len(texts))
+        items = []
+        for index, (ids, places) in enumerate(self._tokenizer.encode_places(texts, request.add_special_tokens)):
             if len(ids) > most:
-                raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, count)
-        return encoded
+                raise _too_many_tokens(str(len(ids)), len(ids), most, index, len(texts))
+            items.append(TokenizedInput(ids, segments=_chunk_of(places, len(prompt), chunks[index], index)))
+        return items
+
+    def _check_chunks(self, request: PoolingRequest, task: str) -> None:
+        pooler = self.card.poolers[task]
+        if task != "embed" or pooler.pooling_type != "MEAN":
+            raise InvalidRequest(
+                "late chunking averages the tokens of each chunk, so it is for task embed of a model that pools MEAN; "
+                f"{self.card.name!r} pools {pooler.pooling_type} for {task}",
+                "input",
+            )
+        if request.truncate_prompt_tokens is not None:
+            raise InvalidRequest(
+                "late chunking reads the whole text; truncate_prompt_tokens must be unset "
+                f"(received {request.truncate_prompt_tokens})",
+                "truncate_prompt_tokens",
+            )
+        for index, item in enumerate(request.inputs):
+            if not (isinstance(item, Chunks) and item.texts and all(isinstance(text, str) for text in item.texts)):
+                raise InvalidRequest(
+                    f"input {index} is no list of texts, the chunks of a document, as others are", "input"
+                )
+
+    def _lower(self, text: str) -> str:
+        return text.lower() if self.card.lower_case else text
 
     def _pairs(self, request: PoolingRequest, limit: int | None) -> list[TokenizedInput]:
         """Pairs of texts, which one forward pass reads together."""
@@ -119,7 +184,7 @@ class Intake:
             )
         pairs: list[Pair] = []
         for index, item in enumerate(request.inputs):
-            if not (_is_pair(item) and len(item) == 2 and all(isinstance(text, str) for text in item)):
+            if not (isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)):
                 raise InvalidRequest(f"input {index} is no pair of two texts, as others are", "input")
             pairs.append(cast(Pair, item))
         if self.card.lower_case:
@@ -139,7 +204,7 @@ class Intake:
             told = request.instruction if request.instruction is not None else prompt or None
             encoded = [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, bounds, told)]
         else:
-            pairs = [(prompt + first, second) for first, second in pairs]
+            pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
             encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
         for index, (ids, _) in enumerate(encoded):
             _refuse_empty(ids)
@@ -173,6 +238,12 @@ class Intake:
 
     def _prompt(self, request: PoolingRequest, has_text: bool) -> str:
         name, known = request.prompt_name, self.card.prompts
+        if request.prompt is not None:
+            if name is not None:
+                raise InvalidRequest(f"both prompt and prompt_name {name!r} are given; give one of them", "prompt")
+            if request.prompt and not has_text:
+                raise InvalidRequest("prompt needs text inputs; token ids are taken as they are", "prompt")
+            return request.prompt
         if name is None:
             default = self.card.default_prompt_name
             return known[default] if default is not None else ""
@@ -183,16 +254,66 @@ class Intake:
             raise InvalidRequest("prompt_name needs text inputs; token ids are taken as they are", "prompt_name")
         return known[name]
 
-    def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, limit: int | None) -> Ids:
+    def _left_out(self, request: PoolingRequest, task: str, limit: int | None) -> int:
+        """How many tokens at the beginning of a text are its prompt's and not pooled."""
+        prompt = "" if self.card.include_prompt or task != "embed" else self._prompt(request, True)
+        if not prompt:
+            return 0
+        if limit is not None and (request.truncation_side or self._tokenizer.truncation_side) == "left":
+            raise InvalidRequest(
+                f"{self.card.name!r} leaves prompts out of the pooling, so texts behind one are cut at the end only; "
+                "set truncation_side to right",
+                "truncation_side",
+            )
+        left_out = len(self._tokenizer.prompt_ids(self._lower(prompt), request.add_special_tokens))
+        if left_out >= self.card.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {left_out} tokens, which the model does not pool; allowed are fewer than "
+                f"{self.card.max_model_len}",
+                "prompt",
+            )
+        return left_out
+
+    def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, task: str, limit: int | None) -> Ids:
         ids = _as_ids(item, index)
         _refuse_empty(ids)
         _refuse_out_of_vocabulary(ids, self.card)
         if limit is not None and len(ids) > limit:
             side = request.truncation_side or self._tokenizer.truncation_side
             return ids[-limit:] if side == "left" else ids[:limit]
-        if len(ids) > self.card.max_model_len:
-            raise _too_many_tokens(str(len(ids)), len(ids), self.card.max_model_len, index, count)
+        most = self.card.longest(task)
+        if most is not None and len(ids) > most:
+            raise _too_many_tokens(str(len(ids)), len(ids), most, index, count)
         return ids
+
+
+def _behind(left_out: int, ids: Ids) -> Ids | None:
+    """The segments of a text whose first tokens are not pooled."""
+    if not left_out:
+        return None
+    if left_out >= len(ids):
+        raise InvalidRequest(
+            f"the prompt has {left_out} tokens, which the model does not pool, and of the {len(ids)} tokens of prompt "
+            "and text none is left; shorten the prompt or truncate to more tokens",
+            "prompt",
+        )
+    segments = np.zeros(len(ids), np.int32)
+    segments[:left_out] = -1
+    return segments
+
+
+def _chunk_of(places: NDArray[np.int64], start: int, chunks: Chunks, index: int) -> Ids:
+    """The segments of a text in chunks that begins at character `start`: a token is of the chunk with its last
+    character, so that a token which begins with the space before a word goes with the word."""
+    sizes = np.array([len(text) for text in chunks.texts])
+    begins = start + np.cumsum(sizes + len(chunks.separator)) - sizes - len(chunks.separator)
+    chunk = np.searchsorted(begins, places, side="right") - 1
+    inside = (chunk >= 0) & (places < begins[chunk] + sizes[chunk])
+    segments = np.where(inside, chunk, -1).astype(np.int32)
+    empty = np.setdiff1d(np.arange(len(sizes)), segments)
+    if len(empty):
+        raise InvalidRequest(f"chunk {empty[0]} of input {index} has no tokens", "input")
+    return segments
 
 
 def _is_pair(item: Any) -> bool:
@@ -217,10 +338,33 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     second = batch.second
     if second is not None and (len(second) != len(batch) or (second < 0).any() or not card.token_types):
         raise InvalidRequest("`second` is for pairs of a model with token types, one number for each input", "input")
-    if int(batch.lengths.max()) > card.max_model_len:
+    if batch.segments is not None or batch.by_segment:
+        _check_segments(batch, card)
+    most = card.max_model_len if batch.by_segment else card.longest(batch.task)
+    if most is not None and int(batch.lengths.max()) > most:
         index = int(batch.lengths.argmax())
         given = int(batch.lengths[index])
-        raise _too_many_tokens(str(given), given, card.max_model_len, index, len(batch))
+        raise _too_many_tokens(str(given), given, most, index, len(batch))
+
+
+def _check_segments(batch: PackedBatch, card: ModelCard) -> None:
+    segments = batch.segments
+    if batch.task != "embed" or segments is None or len(segments) != batch.tokens:
+        raise InvalidRequest("`segments` is for embed, one number for each token", "input")
+    pooled = segments >= 0
+    # Of the segments that an input's tokens name, none goes back, none is left out, and the first is 0.
+    inputs = np.repeat(np.arange(len(batch)), batch.lengths)[pooled]
+    named = segments[pooled]
+    first = np.diff(inputs, prepend=-1) > 0
+    step = np.diff(named, prepend=0)
+    if (
+        len(np.unique(inputs)) != len(batch)
+        or (named[first] != 0).any()
+        or not np.isin(step[~first], (0, 1)).all()
+        or (segments < -1).any()
+        or (not batch.by_segment and named.any())
+    ):
+        raise InvalidRequest("`segments` of each input must count up from 0, with -1 at tokens of none", "input")
 
 
 def check_task(task: str, card: ModelCard) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InvalidRequest
-from pooling.intake import Intake
+from pooling.intake import Intake, check_task
 from pooling.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -27,7 +28,9 @@ from pooling.outputs import (
     ScoringOutput,
     ScoringRequestOutput,
 )
-from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
+from pooling.prompts import Role, role_prompt
+from pooling.quantise import Precision, Quantiser, quantiser_for
+from pooling.request import Chunks, Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 from pooling.scoring import check_scoring, compare, pair_up
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -94,6 +97,8 @@ class LLM:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-llm", daemon=True)
         self._thread.start()
+        # For those who never close: the thread knows the loop alone, not this object.
+        weakref.finalize(self, _stop, self._loop)
 
     def encode(
         self,
@@ -103,17 +108,20 @@ class LLM:
         pooling_task: str | None = None,
         use_tqdm: bool = True,
         prompt_name: str | None = None,
+        prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
         """The pooled hidden states of each prompt, as they are.
 
         prompts: a text, a list of token ids, or a list of either.
-        pooling_task: None is the model's default task. tokenization_kwargs:
+        pooling_task: None is the model's default task. What is put before every
+        text: `prompt`, or the model's prompt of that `prompt_name`; neither: its
+        default prompt, and "" is none at all. tokenization_kwargs:
         `truncate_prompt_tokens`, `truncation_side`, `add_special_tokens`.
         `outputs.data` is a float32 tensor: [dim], or [tokens, dim] for a token
         task. Raises InvalidRequest if one prompt cannot be served; none is then.
         """
-        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs)
+        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt)
         return [
             PoolingRequestOutput(self._id(), PoolingOutput(torch.from_numpy(rows.copy())), ids.tolist())
             for rows, ids in self._run(prompts, asked, use_tqdm)
@@ -124,15 +132,98 @@ class LLM:
         prompts: Prompts,
         *,
         pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
         use_tqdm: bool = True,
         prompt_name: str | None = None,
+        prompt: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
-        """One vector for each prompt; arguments as in encode()."""
-        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs)
+        """One vector for each prompt; arguments as in encode().
+
+        precision: `float32`, or `int8`, `uint8`, `binary` or `ubinary`, of which
+        `embedding` then has the integers (pooling/quantise.py); eight numbers
+        share one of the latter two.
+        """
+        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
+        quantise = self._quantiser(precision, pooling_params)
         return [
-            EmbeddingRequestOutput(self._id(), EmbeddingOutput(rows.tolist()), ids.tolist())
+            EmbeddingRequestOutput(self._id(), EmbeddingOutput(quantise(rows).tolist()), ids.tolist())
             for rows, ids in self._run(prompts, asked, use_tqdm)
+        ]
+
+    def encode_query(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """embed() for what is searched with: behind the model's prompt `query` where none is given, if it has one."""
+        return self.embed(
+            prompts,
+            pooling_params=pooling_params,
+            precision=precision,
+            use_tqdm=use_tqdm,
+            prompt_name=prompt_name,
+            prompt=self._prompt_of("query", prompt_name, prompt),
+            tokenization_kwargs=tokenization_kwargs,
+        )
+
+    def encode_document(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """embed() for what is searched: behind the first of the model's prompts `document`, `passage` and `corpus`."""
+        return self.embed(
+            prompts,
+            pooling_params=pooling_params,
+            precision=precision,
+            use_tqdm=use_tqdm,
+            prompt_name=prompt_name,
+            prompt=self._prompt_of("document", prompt_name, prompt),
+            tokenization_kwargs=tokenization_kwargs,
+        )
+
+    def embed_late(
+        self,
+        documents: Sequence[Sequence[str]],
+        *,
+        separator: str = " ",
+        pooling_params: PoolingParams | None = None,
+        precision: Precision = "float32",
+        use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[list[EmbeddingRequestOutput]]:
+        """Late chunking: a vector for each chunk of each document, read in the context of the whole document.
+
+        documents: the chunks of each, in order, joined by `separator` into one
+        text of at most the model's max_model_len tokens. A chunk's vector is the
+        mean of its tokens' contextual states; special tokens, prompts and
+        separators are in none. Other arguments as in embed(). Raises
+        InvalidRequest for a model that does not pool MEAN and for a chunk without
+        a token. Source: Guenther et al. 2024, arXiv:2409.04701.
+        """
+        if isinstance(documents, str) or any(isinstance(document, str) for document in documents):
+            raise InvalidRequest("embed_late takes documents, each a list of its chunks; a text is given", "documents")
+        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
+        quantise = self._quantiser(precision, pooling_params)
+        read = self._run([Chunks(tuple(document), separator) for document in documents], asked, use_tqdm)
+        return [
+            [EmbeddingRequestOutput(self._id(), EmbeddingOutput(row.tolist()), ids.tolist()) for row in quantise(rows)]
+            for rows, ids in read
         ]
 
     def classify(
@@ -203,11 +294,11 @@ class LLM:
         first, second = ([data] if isinstance(data, str) else list(data) for data in (data_1, data_2))
         pairs = pair_up(first, second)
         if kind == "cross_encoder":
-            asked = _Asked("score", pooling_params, prompt_name, tokenization_kwargs, instruction, chat_template)
+            asked = _Asked("score", pooling_params, prompt_name, tokenization_kwargs, None, instruction, chat_template)
             answers = [(float(rows[0]), ids) for rows, ids in self._run(pairs, asked, use_tqdm)]
         else:
             task = "token_embed" if kind == "max_sim" else "embed"
-            asked = _Asked(task, pooling_params, prompt_name, tokenization_kwargs, instruction, chat_template)
+            asked = _Asked(task, pooling_params, prompt_name, tokenization_kwargs, None, instruction, chat_template)
             read = self._run([*first, *second], asked, use_tqdm)
             queries = read[: len(first)] if len(first) == len(pairs) else [read[0]] * len(pairs)
             answers = [
@@ -229,6 +320,14 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _prompt_of(self, role: Role, prompt_name: str | None, prompt: str | None) -> str | None:
+        """What the caller gave, else the model's prompt for the role."""
+        return role_prompt(role, self.card) if prompt is None and prompt_name is None else prompt
+
+    def _quantiser(self, precision: str, params: PoolingParams | None) -> Quantiser:
+        check_task("embed", self.card)
+        return quantiser_for(precision, self.card, params or PoolingParams())
 
     def _id(self) -> str:
         return str(next(self._numbers))
@@ -258,6 +357,11 @@ class LLM:
             yield self._intake.tokenize(asked.request(inputs[start : start + _CHUNK]))
 
 
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What a call asks of all its prompts."""
@@ -266,6 +370,7 @@ class _Asked:
     params: PoolingParams | None
     prompt_name: str | None
     tokenization: Mapping[str, Any] | None
+    prompt: str | None = None
     instruction: str | None = None
     chat_template: str | None = None
 
@@ -275,12 +380,15 @@ class _Asked:
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise InvalidRequest(f"unknown tokenization_kwargs {unknown}; known are {', '.join(known)}")
-        params = self.params or PoolingParams()
+        params = PoolingParams() if self.params is None else self.params
+        if not isinstance(params, PoolingParams):
+            raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams")
         return PoolingRequest(
             inputs,
             self.task,
             params,
             prompt_name=self.prompt_name,
+            prompt=self.prompt,
             instruction=self.instruction,
             chat_template=self.chat_template,
             **options,
@@ -289,6 +397,10 @@ class _Asked:
 
 def _as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt as a list of one; vLLM's dicts as what they hold."""
+    if not isinstance(prompts, Sequence | Mapping | np.ndarray):
+        raise InvalidRequest(
+            f"prompts is {type(prompts).__name__}; allowed are a text, token ids, or a list of either", "prompts"
+        )
     single = isinstance(prompts, str | Mapping) or (
         len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)
     )

@@ -25,7 +25,7 @@ class PoolingRequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingOutput:
-    """embedding: `hidden_size` float32 values as Python floats."""
+    """embedding: `hidden_size` float32 values as Python floats; integers where the precision asked for has them."""
 
     embedding: list[float]
 

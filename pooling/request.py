@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 Rows = NDArray[np.float32]
 Pair = tuple[str, str]
-Prompt = str | Sequence[int] | Ids | Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A text in chunks, for late chunking: read as one, `separator` between them, with a vector for each chunk."""
+
+    texts: tuple[str, ...]
+    separator: str = " "
+
+
+Prompt = str | Sequence[int] | Ids | Pair | Chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +43,16 @@ class PoolingParams:
 class PoolingRequest:
     """What a caller asks for, before tokenising.
 
-    inputs: texts, lists of token ids, or pairs of a query and a document for a
-    model that reads them together. max_tokens_per_query and max_tokens_per_doc
+    inputs: texts, lists of token ids, pairs of a query and a document for a
+    model that reads them together, or Chunks. max_tokens_per_query and max_tokens_per_doc
     cut each text of a pair, special tokens not counted; None: not at all.
     instruction and chat_template are for models that read a pair by a template:
     what the template tells the model, and another template; None: the model's own.
     truncate_prompt_tokens: None refuses an over-long input, -1 cuts it to what
     the model takes, k > 0 to k tokens, special tokens counted. truncation_side
-    None means the tokenizer's own.
+    None means the tokenizer's own. What is put before every text: `prompt` as it
+    stands, or the model's prompt named `prompt_name`; neither: the model's
+    default prompt, if it has one.
     """
 
     inputs: Sequence[Prompt]
@@ -54,13 +66,25 @@ class PoolingRequest:
     max_tokens_per_doc: int | None = None
     instruction: str | None = None
     chat_template: str | None = None
+    prompt: str | None = None
 
 
 class TokenizedInput(NamedTuple):
-    """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair."""
+    """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair.
+
+    segments [tokens] int32: as in PackedBatch.
+    """
 
     ids: Ids
     second: int | None = None
+    segments: Ids | None = None
+
+
+class Frame(NamedTuple):
+    """Tokens that texts begin and end with beside their own words: special ones and those of a prompt."""
+
+    head: Ids
+    tail: Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +94,11 @@ class PackedBatch:
     ids [tokens] int32, lengths [inputs] int32 in tokens, all positive.
     second [inputs] int32, where inputs are pairs and the model is told so: the
     token of each input at which its second text begins.
+    segments [tokens] int32, where not all tokens of an input are pooled into its
+    vector: -1 at a token that is not, else to which of the input's vectors it
+    counts, from 0 on without a gap. by_segment: whether an input has a vector
+    for each segment; otherwise it has the one of segment 0. frame: what every
+    chunk of an input that is too long repeats, where the model's chunks do.
     """
 
     ids: Ids
@@ -77,6 +106,9 @@ class PackedBatch:
     task: str = "embed"
     params: PoolingParams = PoolingParams()
     second: Ids | None = None
+    segments: Ids | None = None
+    by_segment: bool = False
+    frame: Frame | None = None
 
     @classmethod
     def pack(cls, inputs: Sequence[TokenizedInput], task: str, params: PoolingParams) -> "PackedBatch":
@@ -85,7 +117,12 @@ class PackedBatch:
         second = None
         if any(item.second is not None for item in inputs):
             second = np.array([len(i.ids) if i.second is None else i.second for i in inputs], np.int32)
-        return cls(ids.astype(np.int32, copy=False), lengths, task, params, second)
+        segments = None
+        if any(item.segments is not None for item in inputs):
+            segments = np.concatenate(
+                [np.zeros(len(i.ids), np.int32) if i.segments is None else i.segments for i in inputs]
+            )
+        return cls(ids.astype(np.int32, copy=False), lengths, task, params, second, segments)
 
     @classmethod
     def join(cls, batches: Sequence["PackedBatch"]) -> "PackedBatch":
@@ -93,7 +130,9 @@ class PackedBatch:
         if len(batches) == 1:
             return batches[0]
         ids, lengths = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "lengths"))
-        return replace(batches[0], ids=ids, lengths=lengths, second=join_second(batches))
+        second, segments = join_second(batches), join_segments(batches)
+        frame = next((batch.frame for batch in batches if batch.frame is not None), None)
+        return replace(batches[0], ids=ids, lengths=lengths, second=second, segments=segments, frame=frame)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -110,16 +149,20 @@ class PackedBatch:
         """Inputs start..stop as a batch of their own."""
         bounds = self.offsets()
         second = None if self.second is None else self.second[start:stop]
-        ids = self.ids[bounds[start] : bounds[stop]]
-        return replace(self, ids=ids, lengths=self.lengths[start:stop], second=second)
+        tokens = slice(bounds[start], bounds[stop])
+        segments = None if self.segments is None else self.segments[tokens]
+        return replace(self, ids=self.ids[tokens], lengths=self.lengths[start:stop], second=second, segments=segments)
 
     def take(self, inputs: NDArray[np.int64], bounds: NDArray[np.int64]) -> "PackedBatch":
         """The chosen inputs, in that order, as a batch of their own; bounds are offsets()."""
         if len(inputs) == len(self) and (len(inputs) == 1 or np.array_equal(inputs, np.arange(len(inputs)))):
             return self
-        ids = np.concatenate([self.ids[bounds[i] : bounds[i + 1]] for i in inputs])
         second = None if self.second is None else self.second[inputs]
-        return replace(self, ids=ids, lengths=self.lengths[inputs], second=second)
+        ids = np.concatenate([self.ids[bounds[i] : bounds[i + 1]] for i in inputs])
+        segments = self.segments
+        if segments is not None:
+            segments = np.concatenate([segments[bounds[i] : bounds[i + 1]] for i in inputs])
+        return replace(self, ids=ids, lengths=self.lengths[inputs], second=second, segments=segments)
 
 
 def join_second(batches: Sequence[PackedBatch]) -> Ids | None:
@@ -127,6 +170,13 @@ def join_second(batches: Sequence[PackedBatch]) -> Ids | None:
     if all(batch.second is None for batch in batches):
         return None
     return np.concatenate([batch.lengths if batch.second is None else batch.second for batch in batches])
+
+
+def join_segments(batches: Sequence[PackedBatch]) -> Ids | None:
+    """`segments` of several batches laid end to end; all tokens of a batch without them count."""
+    if all(batch.segments is None for batch in batches):
+        return None
+    return np.concatenate([np.zeros(b.tokens, np.int32) if b.segments is None else b.segments for b in batches])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.describe import describe
 from pooling.loading.dtype import choose_device, choose_dtype
 from pooling.poolers import POOLERS
-from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_second
+from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_second, join_segments
 from pooling.tasks import TASKS
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
@@ -56,7 +56,8 @@ class Ask:
     """Parts of a step that want the same: which rows, and how they divide into parts.
 
     by_token: whether rows are of tokens, not of inputs that a pooler reduced.
-    counts: of a token task, how many rows each input of each part has.
+    counts: where inputs have several rows, how many each input of each part has.
+    pooled: the only tokens that are pooled, where those are not all.
     """
 
     task: str
@@ -66,6 +67,15 @@ class Ask:
     by_token: bool
     sizes: tuple[int, ...]
     counts: tuple[NDArray[np.int32], ...]
+    pooled: "Pooled | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Tokens that are pooled: where they lie [tokens], and how many of them make each row [rows]."""
+
+    tokens: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,22 +145,28 @@ class LocalRunner:
     ) -> list[Ask]:
         """Groups the parts that want the same, and says which rows they get."""
         bounds = np.cumsum([0, *(len(part) for part in parts)])
-        wants: dict[tuple[str, PoolingParams], list[int]] = {}
+        wants: dict[tuple[str, PoolingParams, bool], list[int]] = {}
         for index, part in enumerate(parts):
-            wants.setdefault((part.task, part.params), []).append(index)
+            wants.setdefault((part.task, part.params, part.by_segment), []).append(index)
         asks = []
-        for (task, params), members in wants.items():
+        for (task, params, by_segment), members in wants.items():
             rows = np.concatenate([place[bounds[index] : bounds[index + 1]] for index in members])
-            counts: tuple[NDArray[np.int32], ...] = ()
-            pooler, by_token = self.card.poolers[task], TASKS[task].rows == "token"
+            ends = np.cumsum([len(parts[index]) for index in members])[:-1]
+            of_input: NDArray[np.int32] | None = None  # rows of each input, where that is not one
+            pooler, by_token, pooled = self.card.poolers[task], TASKS[task].rows == "token", None
+            segments = join_segments([parts[index] for index in members])
             if pooler.skipped_id is not None:
                 rows, by_token = _last_kept(rows, ids, lengths, pooler.skipped_id), True
+            elif segments is not None:
+                tokens, tokens_of_row, rows_of_input = _segments_of(rows, lengths, segments)
+                pooled = Pooled(self._forward.to_device(tokens), self._forward.to_device(tokens_of_row))
+                rows, of_input = np.arange(len(tokens_of_row)), rows_of_input if by_segment else None
             elif by_token:
                 rows, of_input = self._tokens(rows, ids, lengths, pooler, params)
-                ends = np.cumsum([len(parts[index]) for index in members])[:-1]
-                counts = tuple(np.split(of_input, ends))
+            counts = () if of_input is None else tuple(np.split(of_input, ends))
             sizes = tuple(int(one.sum()) for one in counts) or tuple(len(parts[index]) for index in members)
-            asks.append(Ask(task, params, tuple(members), self._forward.to_device(rows), by_token, sizes, counts))
+            on_device = self._forward.to_device(rows)
+            asks.append(Ask(task, params, tuple(members), on_device, by_token, sizes, counts, pooled))
         return asks
 
     def _tokens(
@@ -172,10 +188,15 @@ class LocalRunner:
 
     def _answer(self, hidden: Tensor, lengths: Tensor, ask: Ask) -> Tensor:
         pooler: ResolvedPooler = self.card.poolers[ask.task]
+        head = self._heads[pooler.head] if pooler.head is not None else None
+        if head is not None and pooler.head_first:
+            hidden, head = head(hidden.float()), None
+        if ask.pooled is not None:
+            hidden, lengths = hidden[ask.pooled.tokens], ask.pooled.lengths
         source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
         rows = source[ask.rows].float()
-        if pooler.head is not None:
-            rows = self._heads[pooler.head](rows)
+        if head is not None:
+            rows = head(rows)
         columns = pooler.returned_token_ids if ask.params.returned_token_ids is None else ask.params.returned_token_ids
         if columns is not None:
             rows = rows[:, list(columns)]
@@ -215,6 +236,19 @@ def _tokens_of(inputs: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray
     ends = np.cumsum(chosen)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts[inputs] - (ends - chosen), chosen) + np.arange(total)
+
+
+def _segments_of(
+    inputs: NDArray[np.int64], lengths: NDArray[np.int32], segments: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """Where the tokens of the named inputs lie that count, how many of them each segment has, and how many segments
+    each input has; segments are those of the named inputs' tokens, input after input."""
+    pooled = segments >= 0
+    owners = np.repeat(np.arange(len(inputs)), lengths[inputs])[pooled]
+    begins = (np.diff(owners, prepend=-1) != 0) | (np.diff(segments[pooled], prepend=-1) != 0)
+    places = np.flatnonzero(begins)
+    of_input = np.bincount(owners[places], minlength=len(inputs)).astype(np.int32)
+    return _tokens_of(inputs, lengths)[pooled], np.diff(places, append=len(owners)), of_input
 
 
 def _last_kept(

@@ -93,6 +93,10 @@ def _unknown_module(directory: Path) -> None:
     _write(directory / "modules.json", json.dumps(modules))
 
 
+def _of_another_shape(file: str, content: object) -> Callable[[Path], None]:
+    return lambda directory: _write(directory / file, json.dumps(content))
+
+
 BREAKAGES: dict[str, Callable[[Path], None]] = {
     "missing tensor": _missing_tensor,
     "unknown tensor": _unknown_tensor,
@@ -112,6 +116,12 @@ BREAKAGES: dict[str, Callable[[Path], None]] = {
     "tokenizer is not JSON": _tokenizer_is_not_json,
     "unknown pooling": _unknown_pooling,
     "unknown module": _unknown_module,
+    "modules without a type": _of_another_shape("modules.json", [{}]),
+    "modules as a mapping": _of_another_shape("modules.json", {"a": 1}),
+    "settings as a list": _of_another_shape("sentence_bert_config.json", []),
+    "prompts as a list": _of_another_shape("config_sentence_transformers.json", []),
+    "length as text": _of_another_shape("sentence_bert_config.json", {"max_seq_length": "many"}),
+    "length of nothing": _of_another_shape("sentence_bert_config.json", {"max_seq_length": 0}),
 }
 
 

@@ -15,12 +15,12 @@ import pytest
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a family's checkpoint, by its name in tests/checkpoints.py."""
-    from tests.checkpoints import FAMILIES
+    """The directory of a family's checkpoint, by its name in tests/checkpoints."""
+    from tests.checkpoints import EVERY
 
     @cache
     def write(name: str) -> Path:
-        return FAMILIES[name].write(tmp_path_factory.mktemp(name))
+        return EVERY[name].write(tmp_path_factory.mktemp(name))
 
     return write
 

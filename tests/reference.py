@@ -1,6 +1,7 @@
 """The truth: transformers' own code in float32, eager attention, one text at a time, never padded."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,20 @@ Rows = NDArray[np.float32]
 class Reference:
     """model and pooling may be changed, to see what a mistake would do to the answer."""
 
-    def __init__(self, directory: Path, pooling: str, normalize: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        pooling: str,
+        normalize: bool,
+        kind: Any = AutoModel,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
-        self.model: PreTrainedModel = AutoModel.from_pretrained(
+        self.model: PreTrainedModel = kind.from_pretrained(
             directory, attn_implementation="eager", dtype=torch.float32
         ).eval()
+        for name, value in (config or {}).items():
+            setattr(self.model.config, name, value)
         self.pooling = pooling
         self.normalize = normalize
 

@@ -34,7 +34,8 @@ from transformers import (
 )
 
 from tests import vocabularies
-from tests.checkpoints import FAMILIES, sharpen, write_json
+from tests.checkpoints import FAMILIES
+from tests.checkpoints.writing import sharpen, write_json
 from tests.texts import words
 from tests.vocabularies import as_transformers
 

@@ -117,6 +117,12 @@ def test_serve_ends_with_the_reason_why_a_replica_refuses(
     assert re.fullmatch("raypool: tensor '.*' has shape .*; the configuration asks for .*", last_word(done))
 
 
+def test_serve_refuses_more_than_the_machine_has_instead_of_waiting_for_it(raypool: Run) -> None:
+    done = raypool("serve", MINILM, "--device", "cuda", "--port", free_port())
+    assert done.returncode == 2
+    assert last_word(done).startswith("raypool: the models need 1 GPUs, but this machine has 0; lower replicas or")
+
+
 def test_serve_refuses_a_port_in_use_before_it_starts_anything(raypool: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -141,6 +147,10 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("serve", MINILM, "--hf-overrides", "[]"), "--hf-overrides is not a JSON object"),
         (("serve", MINILM, "--tensor-parallel-size", "2"), "only 1 is allowed"),
         (
+            ("serve", MINILM, "--device", "cuda", "--port", free_port()),
+            "the models need 1 GPUs, but this machine has 0",
+        ),
+        (
             ("serve", ROOT / "configs" / "demo.yaml", "--dtype", "float32", "--replicas", "2"),
             "--dtype, --replicas would go unheard beside a config file",
         ),
@@ -161,7 +171,7 @@ def test_inspect_says_what_a_model_is(raypool: Run) -> None:
     assert re.search(r"^architecture\s+BertModel \(bert\)$", done.stdout, re.MULTILINE)
     assert re.search(r"^longest input\s+256 tokens$", done.stdout, re.MULTILINE)
     card = json.loads(raypool("inspect", MINILM, "--json", "--max-model-len", "100").stdout)
-    assert (card["dim"], card["max_model_len"], card["pooler"]["pooling_type"]) == (384, 100, "MEAN")
+    assert (card["dim"], card["max_model_len"], card["poolers"]["embed"]["pooling_type"]) == (384, 100, "MEAN")
 
 
 def test_the_search_example_ranks_the_right_text_first() -> None:

@@ -11,8 +11,8 @@ import yaml
 
 from deployments.plan import plan_file, plan_model
 from deployments.ports import refuse_taken_ports
-from deployments.preflight import refuse_bad_source
 from pooling.errors import CheckpointError, ConfigError, SourceError, StartupError
+from pooling.loading.preflight import refuse_bad_source
 from tests.checkpoints import MINILM
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"

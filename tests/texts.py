@@ -14,6 +14,7 @@ _AWKWARD = [
     "🙂🙃 👩‍👩‍👧 e\u0301 \u200b \ufb01 ½ ™",
     "tab\tand\nnewline\r\nand \x07 a bell",
     "[SEP] </s> written in the text itself",
+    "a [MASK] or <mask> and [PAD] or <pad> too",
     "0123456789 3.14159 1e-12 0x7f",
     "snake_case camelCase https://example.org/a?b=c&d=[e]#f",
 ]
@@ -21,9 +22,9 @@ _LENGTHS = [1, 2, 3, 17, 31, 32, 33, 34, 48, 49, 64, 97, 200]
 
 
 def stretching_texts(ids: Callable[[str], list[int]], max_tokens: int) -> list[str]:
-    """25 texts; max_tokens, counted by ids, is the length of the longest."""
+    """Some 25 texts; max_tokens, counted by ids, is the length of the longest."""
     special = len(ids(""))
-    exact = [words(length, start=7 * length) for length in _LENGTHS]
+    exact = [words(length, start=7 * length) for length in _LENGTHS if length + special <= max_tokens]
     return [*_AWKWARD, *exact, words(max_tokens - special, start=5)]
 
 

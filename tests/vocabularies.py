@@ -27,7 +27,7 @@ def wordpiece(specials: Sequence[str], cls: str, sep: str, unk: str) -> Tokenize
     return _with_template(tokenizer, specials, f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1")
 
 
-def unigram(specials: Sequence[str]) -> Tokenizer:
+def unigram(specials: Sequence[str], single: str = "<s> $A </s>", pair: str = "<s> $A </s> </s> $B </s>") -> Tokenizer:
     """As XLM-R's: NFKC, `▁` before a word, the likeliest split; the longer a piece the likelier."""
     pieces = ["▁", *_CHARACTERS, *_SYLLABLES, *("▁" + s for s in _SYLLABLES), *WORDS, *("▁" + w for w in WORDS)]
     scored = [*((special, 0.0) for special in specials), *((piece, 3.0 * len(piece) - 30.0) for piece in pieces)]
@@ -37,7 +37,7 @@ def unigram(specials: Sequence[str]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    return _with_template(tokenizer, specials, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
+    return _with_template(tokenizer, specials, single, pair)
 
 
 def byte_bpe(specials: Sequence[str], single: str, pair: str) -> Tokenizer:
@@ -62,6 +62,39 @@ def byte_fallback_bpe(specials: Sequence[str]) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return _with_template(tokenizer, specials, "<s> $A </s>", "<s> $A </s> <s> $B </s>")
+
+
+def bert_tokenizer(limit: int) -> PreTrainedTokenizerFast:
+    """[CLS] text [SEP], as BERT, DistilBERT, Electra, NomicBERT and DeBERTa write it."""
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    pieces = wordpiece(list(names.values()), "[CLS]", "[SEP]", "[UNK]")
+    return as_transformers(pieces, limit, **{f"{name}_token": token for name, token in names.items()})
+
+
+def fairseq_tokenizer(limit: int) -> PreTrainedTokenizerFast:
+    """<s> text </s> with the padding at 1, as XLM-R, RoBERTa and CamemBERT write it."""
+    names = {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    pieces = unigram(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    return as_transformers(pieces, limit, **{f"{name}_token": token for name, token in names.items()})
+
+
+def t5_tokenizer(limit: int) -> PreTrainedTokenizerFast:
+    """text </s>"""
+    pieces = unigram(["<pad>", "</s>", "<unk>"], "$A </s>", "$A </s> $B </s>")
+    return as_transformers(pieces, limit, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def bytes_tokenizer(limit: int, ends: bool = False) -> PreTrainedTokenizerFast:
+    """The text alone, as GPT-2 and Llama 3 spell it; followed by the end token if it `ends`. It has no padding."""
+    end = "<|endoftext|>"
+    single = f"$A {end}" if ends else "$A"
+    return as_transformers(byte_bpe([end], single, f"{single} $B"), limit, eos_token=end)
+
+
+def llama_tokenizer(limit: int) -> PreTrainedTokenizerFast:
+    """<s> text </s>, as Mistral's embedders and Gemma spell it."""
+    pieces = byte_fallback_bpe(["<unk>", "<s>", "</s>"])
+    return as_transformers(pieces, limit, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
 
 
 def as_transformers(tokenizer: Tokenizer, model_max_length: int, **special_tokens: str) -> PreTrainedTokenizerFast:

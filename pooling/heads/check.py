@@ -35,10 +35,11 @@ def check_heads(card: ModelCard, heads: dict[str, Head], forward: Forward) -> No
             ids = np.random.default_rng(0).integers(card.vocab_size // 2, card.vocab_size, size).astype(np.int32)
             lengths = np.array([size], np.int32)
             hidden = forward(forward.prepare(ids, lengths)).float()
-            rows = hidden
+            ours, theirs = hidden, head.of_sequence(hidden)
+            ours = head(ours) if pooler.head_first else ours
             if TASKS[task].rows == "input":
-                rows = POOLERS[pooler.pooling_type](hidden, torch.tensor(lengths, device=hidden.device).long())
-            ours, theirs = head(rows), head.of_sequence(hidden)
+                ours = POOLERS[pooler.pooling_type](ours, torch.tensor(lengths, device=hidden.device).long())
+            ours = ours if pooler.head_first else head(ours)
         error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-6))
         if not error < _ALLOWED:
             raise CheckpointError(

@@ -23,6 +23,7 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("ForPreTraining", "embedder"),
     ("LMHeadModel", "embedder"),
     ("ForTextEncoding", "embedder"),
+    ("T5ForConditionalGeneration", "embedder"),  # its encoder
 )
 # The token behind each step of a solution, of which Qwen2.5-Math-PRM was trained to judge the step; its `<extra_0>`.
 _QWEN_STEP_TAG = 151_651
@@ -53,9 +54,9 @@ def anatomy_of(config: PreTrainedConfig, scorer: Scorer | None) -> Anatomy:
     kind = kind_of(name)
     if kind == "embedder":
         return Anatomy(name, kind)
+    if kind == "classifier" and hasattr(config, "num_decoder_layers"):
+        raise CheckpointError(f"architecture {name} classifies by its decoder, which is not supported")
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
-    if len(labels) != config.num_labels:
-        raise CheckpointError(f"config.json has {config.num_labels} labels, but names {len(labels)} in id2label")
     process = name.endswith("ForProcessRewardModel")
     return Anatomy(name, kind, labels, _QWEN_STEP_TAG if process else None)
 

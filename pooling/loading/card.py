@@ -21,7 +21,8 @@ class ResolvedPooler:
     before it is cut to `dimensions`. step_tag_id: of STEP, the token whose rows
     are kept. returned_token_ids: the columns that are kept, in this order.
     logit_mean and logit_sigma calibrate before the activation. skipped_id: the
-    token that LAST passes over at the end of an input.
+    token that LAST passes over at the end of an input. head_first: the head reads
+    every token, and what it says of them is pooled.
     sources maps `pooling_type`, `activation` and `dimensions` to one of
     `override_pooler_config`, `sentence_transformers`, `model` or `default`.
     """
@@ -37,6 +38,7 @@ class ResolvedPooler:
     logit_mean: float | None = None
     logit_sigma: float | None = None
     skipped_id: int | None = None
+    head_first: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -60,6 +62,10 @@ class ModelCard:
     second text of a pair is marked for the model.
     matryoshka: the sizes it was trained to be cut to, () for none, None for any
     size up to dim. prompts: Sentence Transformers' prompts by name.
+    include_prompt: whether a prompt's tokens are pooled too. int8_range: what
+    int8 and uint8 vectors cover, where the configuration says so. chunked,
+    max_embed_len, chunk_overlap: how texts are embedded that are longer than
+    max_model_len, as in PoolerConfig.
     """
 
     name: str
@@ -78,6 +84,11 @@ class ModelCard:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     lower_case: bool = False
+    include_prompt: bool = True
+    int8_range: float | None = None
+    chunked: bool = False
+    max_embed_len: int | None = None
+    chunk_overlap: int | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -89,3 +100,15 @@ class ModelCard:
     def pooler(self) -> ResolvedPooler:
         """That of the default task."""
         return next(iter(self.poolers.values()))
+
+    def longest(self, task: str) -> int | None:
+        """Tokens that an input of this task may have; None: any number."""
+        if task != "embed" or not (self.chunked or self.max_embed_len):
+            return self.max_model_len
+        return self.max_embed_len
+
+    def normalises(self, task: str, use_activation: bool | None) -> bool:
+        """Whether the task's vectors have length one where a request asks so of the activation."""
+        pooler = self.poolers[task]
+        activate = pooler.activate if use_activation is None else use_activation
+        return activate and pooler.activation == "normalize"

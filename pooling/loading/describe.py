@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.loading.anatomy import Anatomy, anatomy_of, kind_of
+from pooling.loading.anatomy import Anatomy, anatomy_of
 from pooling.loading.card import ModelCard
 from pooling.loading.families import Family, family_of
+from pooling.loading.model_config import read_config, refuse_own_code
 from pooling.loading.resolve import Facts, resolve
 from pooling.loading.scorer import scorer_of
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_json, read_sentence_transformers
 from pooling.loading.source import locate
+from pooling.loading.vector_settings import check_vector_settings
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
@@ -36,50 +38,56 @@ def describe(spec: ModelSpec) -> Description:
     Raises SourceError, CheckpointError or ConfigError, each naming what was
     found and what is allowed.
     """
+    try:
+        return _describe(spec)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # A file that is JSON, but holds another kind of thing than the one whose name it has.
+        raise CheckpointError(
+            f"a configuration file of the model holds what it should not: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
-    config = _read_config(files.backbone, spec)
+    config = _overridden(read_config(files.backbone), spec)
     family = family_of(config.model_type)
     scorer, template = scorer_of(spec, config, files)
     anatomy = anatomy_of(config, scorer)
     if not anatomy.labels:
         _refuse_template(spec, files)
-    dim = int(config.hidden_size)
-    poolers, scoring = resolve(Facts(spec, config, anatomy, family, files, dim))
+    refuse_own_code(anatomy.architecture, config)
+    dim = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT may project its answer
+    facts = Facts(spec, config, anatomy, family, files, dim)
+    poolers, scoring = resolve(facts)
+    max_model_len = _max_model_len(spec, config, family, files)
+    check_vector_settings(facts, poolers, max_model_len)
     card = ModelCard(
         name=spec.served_name,
         source=spec.source,
         architecture=anatomy.architecture,
         model_type=config.model_type,
         dim=dim,
-        max_model_len=_max_model_len(spec, config, family, files),
+        max_model_len=max_model_len,
         vocab_size=int(config.vocab_size),
         poolers=poolers,
         scoring=scoring,
         labels=anatomy.labels,
         template=template if anatomy.labels else None,
-        token_types=getattr(config, "type_vocab_size", 0) > 1,
+        token_types=(getattr(config, "type_vocab_size", None) or 0) > 1,
         matryoshka=_matryoshka(config),
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,
         lower_case=files.lower_case,
+        include_prompt=files.include_prompt,
+        int8_range=facts.override.int8_range,
+        chunked=facts.override.enable_chunked_processing,
+        max_embed_len=facts.override.max_embed_len,
+        chunk_overlap=facts.override.chunk_overlap,
     )
     return Description(card, config, anatomy, family, files.backbone)
 
 
-def _read_config(backbone: Path, spec: ModelSpec) -> PreTrainedConfig:
-    if not (backbone / "config.json").exists():
-        raise CheckpointError("the model has no config.json, so its architecture is unknown")
-    raw = read_json(backbone / "config.json")
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-    except Exception as error:  # any failure of transformers to make sense of the file has one meaning for the user
-        for name in (raw.get("architectures") or [])[:1]:
-            kind_of(name)  # a head that is not served is the better reason
-        raise CheckpointError(f"config.json is not one that transformers knows: {str(error).splitlines()[0]}") from None
-    if getattr(config, "is_encoder_decoder", False):
-        raise CheckpointError(f"{config.model_type} is an encoder-decoder model, which is not supported")
-    if not all(hasattr(config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
-        raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
+def _overridden(config: PreTrainedConfig, spec: ModelSpec) -> PreTrainedConfig:
     overrides = spec.hf_overrides
     if overrides is not None and overrides.architectures is not None and not overrides.reads_tokens:
         config.architectures = list(overrides.architectures)
@@ -99,13 +107,18 @@ def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles) -> None:
 
 
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:
-    limits = [files.max_seq_length, _position_limit(config, family), _tokenizer_limit(files.backbone, config)]
+    nominal = _tokenizer_limit(files.backbone, config)
+    limits = [files.max_seq_length, _position_limit(config, family), None if family.position_bias else nominal]
     known = [int(limit) for limit in limits if limit is not None]
     if not known:
-        if spec.max_model_len is None:
+        # Nothing ends at the lengths these models name: they take longer inputs than they were trained on.
+        length = spec.max_model_len or nominal or getattr(config, "n_positions", None)
+        if length is None:
             raise ConfigError(f"{spec.served_name}: the model states no maximum length; set max_model_len")
-        return spec.max_model_len
+        return int(length)
     derived = min(known)
+    if derived < 1:
+        raise CheckpointError(f"the model's files say that an input may have at most {derived} tokens")
     if spec.max_model_len is not None and spec.max_model_len > derived:
         raise ConfigError(
             f"{spec.served_name}: max_model_len is {spec.max_model_len}, but the model takes at most {derived} tokens"
@@ -114,7 +127,11 @@ def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, fi
 
 
 def _position_limit(config: PreTrainedConfig, family: Family) -> int | None:
-    table = getattr(config, "max_position_embeddings", None)
+    table: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if table is not None and rope.get("rope_type") == "longrope":
+        # Beyond this, other frequencies count for the whole batch, so an input's answer would depend on the others.
+        table = min(rope.get("original_max_position_embeddings", table), table)
     if table is None or not family.positions_after_pad:
         return table
     return int(table) - int(config.pad_token_id) - 1

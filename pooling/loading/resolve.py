@@ -20,7 +20,9 @@ _TRUSTED = "torch.nn.modules."
 _VECTOR_ONLY = ("normalize", "dimensions")
 _LABEL_ONLY = ("softmax", "step_tag_id", "returned_token_ids", "logit_mean", "logit_sigma")
 # Fields of config.json in which classifiers say how they pool, and their words for it.
-_CLASSIFIER_POOLING: dict[str, PoolingType] = {"cls": "CLS", "bos": "CLS", "mean": "MEAN"}
+_CLASSIFIER_POOLING: dict[str, PoolingType] = {"cls": "CLS", "bos": "CLS", "mean": "MEAN", "late": "MEAN"}
+# The `pooling` of NVIDIA's bidirectional Llamas.
+_STATED: dict[str, PoolingType] = {"avg": "MEAN", "mean": "MEAN", "cls": "CLS", "last": "LAST"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +127,28 @@ def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
 
 
 def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
-    own = _CLASSIFIER_POOLING.get(str(getattr(facts.config, "classifier_pooling", None))) if plain.head else None
+    stated = str(getattr(facts.config, "classifier_pooling", None)) if plain.head else ""
     family = facts.family.pooling_type
     kind, by = _first(
         ("override_pooler_config", facts.override.sequence_type),
         ("sentence_transformers", facts.files.pooling_type),
-        ("model", own),
+        ("model", _CLASSIFIER_POOLING.get(stated)),
+        ("model", _stated_pooling(facts.config)),
         ("model" if family != "LAST" else "default", family),
     )
     # transformers' classes read the last token that is no padding, and take any last token with that id for padding.
     like_theirs = plain.head == "classifier" and kind == "LAST" and by != "override_pooler_config"
     skipped = facts.config.pad_token_id if like_theirs else None
-    return replace(plain, pooling_type=kind, skipped_id=skipped, sources={"pooling_type": by, **plain.sources})
+    late = stated == "late" and by == "model"
+    sources = {"pooling_type": by, **plain.sources}
+    return replace(plain, pooling_type=kind, skipped_id=skipped, head_first=late, sources=sources)
+
+
+def _stated_pooling(config: PreTrainedConfig) -> PoolingType | None:
+    stated = getattr(config, "pooling", None)
+    if stated is not None and stated not in _STATED:
+        raise CheckpointError(f"config.json asks for pooling {stated!r}; supported is one of {', '.join(_STATED)}")
+    return _STATED[stated] if stated is not None else None
 
 
 def _by_token(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:

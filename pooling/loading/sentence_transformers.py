@@ -38,6 +38,7 @@ class SentenceTransformersFiles:
     logit_score: of a causal language model, the token whose logit is a score, or
     the two whose difference is, false and true. messages: how inputs are rendered
     as chat messages, None for plain text. activation: a CrossEncoder's, by its dotted name.
+    include_prompt: whether the tokens of a prompt are pooled too.
     """
 
     backbone: Path
@@ -51,6 +52,7 @@ class SentenceTransformersFiles:
     logit_score: tuple[int, ...] | None = None
     messages: ChatTemplate | None = None
     activation: str | None = None
+    include_prompt: bool = True
 
 
 def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
@@ -66,13 +68,13 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
         return SentenceTransformersFiles(
             directory, None, None, length, lower_case, prompts, default_prompt_name, similarity, activation=activation
         )
-    backbone, pooling_type, normalize, logit_score = directory, None, False, None
+    backbone, pooling_type, normalize, include_prompt, logit_score = directory, None, False, True, None
     for module in read_json(modules_file):
         kind, place = str(module["type"]).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
         if kind == "Transformer":
             backbone = place
         elif kind == "Pooling":
-            pooling_type = _pooling(place / "config.json", bool(prompts))
+            pooling_type, include_prompt = _pooling(place / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind == "LogitScore":
@@ -95,6 +97,7 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
         logit_score,
         _messages(backbone),
         activation,
+        include_prompt,
     )
 
 
@@ -108,7 +111,8 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file.name} cannot be read as JSON: {error}") from None
 
 
-def _pooling(file: Path, has_prompts: bool) -> SequencePooling:
+def _pooling(file: Path) -> tuple[SequencePooling, bool]:
+    """How the module pools, and whether the tokens of a prompt count."""
     config = read_json(file)
     modes = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True and "mode" in key]
     named = config.get("pooling_mode")
@@ -117,9 +121,7 @@ def _pooling(file: Path, has_prompts: bool) -> SequencePooling:
     if len(modes) != 1 or modes[0] not in _MODES:
         allowed = ", ".join(dict.fromkeys(_MODES.values()))
         raise CheckpointError(f"the Pooling module asks for {modes or 'no mode'}; supported is one of {allowed}")
-    if has_prompts and config.get("include_prompt") is False:
-        raise CheckpointError("the Pooling module leaves prompts out (include_prompt: false), which is not supported")
-    return _MODES[modes[0]]
+    return _MODES[modes[0]], config.get("include_prompt") is not False
 
 
 def _logit_score(file: Path) -> tuple[int, ...]:
@@ -154,14 +156,15 @@ def _messages(backbone: Path) -> ChatTemplate | None:
 
 def _transformer(backbone: Path) -> dict[str, Any]:
     file = next((backbone / name for name in _SETTINGS if (backbone / name).exists()), None)
-    return {} if file is None else dict(read_json(file))
+    config: dict[str, Any] = {} if file is None else read_json(file)
+    return config
 
 
 def _config(directory: Path) -> tuple[dict[str, str], str | None, Similarity | None, str | None]:
     """Prompts by name, the default one's name, how two vectors are compared, and a CrossEncoder's activation."""
     file = directory / "config_sentence_transformers.json"
     config = read_json(file) if file.exists() else {}
-    prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
+    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
     default = config.get("default_prompt_name")
     if default is not None and default not in prompts:
         known = ", ".join(sorted(prompts)) or "none"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
@@ -11,8 +12,9 @@ from pooling.errors import CheckpointError
 from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
-# Words left to the tokenizer's cut: characters of a word that the cut text may have split.
-_SPARE_TOKENS = 8
+# What the cut text may have done to its last word: WordPiece makes one [UNK] of a word of more than 100 characters,
+# and up to 100 pieces of its beginning.
+_SPARE_TOKENS = 128
 
 
 class TextTokenizer:
@@ -28,6 +30,7 @@ class TextTokenizer:
         self,
         backend: Tokenizer,
         truncation_side: Side,
+        special_ids: frozenset[int] = frozenset(),
         chat_template: str | None = None,
         named_tokens: dict[str, str] | None = None,
         marks_second: bool = False,
@@ -35,6 +38,7 @@ class TextTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._special_ids = special_ids
         self.truncation_side: Side = truncation_side
         self.chat_template = chat_template
         self.named_tokens = named_tokens or {}
@@ -59,8 +63,9 @@ class TextTokenizer:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         named = tokenizer.chat_template
         template = named.get("default") if isinstance(named, dict) else named
+        special_ids, named_tokens = frozenset(tokenizer.all_special_ids), tokenizer.special_tokens_map
         marks = "token_type_ids" in tokenizer.model_input_names
-        return cls(backend, tokenizer.truncation_side, template, tokenizer.special_tokens_map, marks)
+        return cls(backend, tokenizer.truncation_side, special_ids, template, named_tokens, marks)
 
     def id_of(self, token: str) -> int:
         """Raises CheckpointError if the vocabulary has no such token."""
@@ -72,6 +77,27 @@ class TextTokenizer:
     def encode(self, texts: list[str], special: bool) -> list[Ids]:
         """Whole texts, with the model's special tokens if `special`."""
         return [_ids(encoding) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def prompt_ids(self, prompt: str, special: bool) -> Ids:
+        """The tokens of a prompt with the special ones before it, as Sentence Transformers counts them: one at its end
+        is the text's, not the prompt's."""
+        (ids,) = self.encode([prompt], special)
+        return ids[:-1] if len(ids) and int(ids[-1]) in self._special_ids else ids
+
+    def special_ends(self) -> tuple[Ids, Ids]:
+        """The special tokens before and after a text."""
+        encoding = self._backend.encode("a")
+        own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        ids = _ids(encoding)
+        return (ids[: own[0]], ids[own[-1] + 1 :]) if len(own) else (ids, ids[:0])
+
+    def encode_places(self, texts: list[str], special: bool) -> list[tuple[Ids, NDArray[np.int64]]]:
+        """Whole texts, and of each token the place of its last character; -1 for a token of no character."""
+        encoded = self._backend.encode_batch(texts, add_special_tokens=special)
+        return [
+            (_ids(one), np.array([stop - 1 if stop > start else -1 for start, stop in one.offsets], np.int64))
+            for one in encoded
+        ]
 
     def encode_cut(self, texts: list[str], special: bool, limit: int, side: Side | None) -> list[Ids]:
         """Texts cut to `limit` tokens. Without a side the tokenizer's own, special tokens kept;

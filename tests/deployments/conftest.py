@@ -81,7 +81,12 @@ def service(checkpoint: Callable[[str], Path]) -> Iterator[Service]:
                 "models": [{"source": bert, "name": "bert", "dtype": "float32", "num_cpus": 0.2}],
                 "router": {"replicas": 2},
                 "api_keys": KEYS,
-                "limits": {"max_body_bytes": 20_000, "max_inputs": 4, "max_queued_tokens": 400},
+                "limits": {
+                    "max_body_bytes": 20_000,
+                    "max_inputs": 4,
+                    "max_queued_tokens": 400,
+                    "max_answer_bytes": 20_000,  # vectors of 78 tokens
+                },
             }
         )
         serve.run(build(plain), name="raypool", route_prefix="/")

@@ -46,6 +46,17 @@ def test_what_is_almost_a_key_does_not_open(service: Service, header: str) -> No
         assert client.post(EMBED, json={"input": "a"}, headers={"authorization": header}).status_code == 401
 
 
+def test_an_answer_over_the_limit_is_refused_before_it_is_computed(guarded: httpx.Client) -> None:
+    texts = {"input": [words(50), words(50)]}
+    assert guarded.post("/pooling", json=texts | {"task": "embed"}).status_code == 200
+    response = guarded.post("/pooling", json=texts | {"task": "token_embed"})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.startswith("the answer to these 2 inputs has 26624 bytes, but at most 20000 are allowed")
+    # One input alone is never too much: there would be no way to get it.
+    assert guarded.post("/pooling", json={"input": words(100), "task": "token_embed"}).status_code == 200
+
+
 def test_the_openai_client_sends_its_key(service: Service) -> None:
     with openai.OpenAI(base_url=f"{service.guarded_url}/v1", api_key=KEYS[1], max_retries=0) as client:
         assert len(client.embeddings.create(model="bert", input="a").data[0].embedding) == 64

@@ -1,7 +1,10 @@
 from typing import Any
 
-from deployments.config import ModelConfig
-from deployments.resources import Cluster, Resources, share_out
+import pytest
+
+from deployments.config import ModelConfig, ServiceConfig
+from deployments.resources import Cluster, Resources, refuse_too_much, share_out
+from pooling.errors import ConfigError
 
 
 def share(models: list[dict[str, Any]], cpus: float, gpus: float = 0, reserved: float = 0) -> list[Resources]:
@@ -38,3 +41,25 @@ def test_auto_is_cuda_where_there_is_a_gpu() -> None:
     assert share([{"num_gpus": 0.25}], cpus=8, gpus=1) == [Resources("cuda", 1.0, 0.25, 1)]
     assert share([{"device": "cpu"}], cpus=8, gpus=1) == [Resources("cpu", 8.0, 0.0, 8)]
     assert share([{"num_gpus": 0}], cpus=8, gpus=1)[0].device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda"}, "need 1 GPUs, but this machine has 0; lower replicas or num_gpus, or set device: cpu"),
+        ({"num_cpus": 3}, "need 3 CPUs, but this machine has 2; lower replicas or num_cpus"),
+        ({"num_cpus": 1, "autoscaling": {"min": 3, "max": 4}}, "need 3 CPUs"),
+    ],
+)
+def test_more_than_this_machine_has_is_refused_instead_of_waited_for(settings: dict[str, Any], message: str) -> None:
+    service = ServiceConfig.model_validate({"models": [{"source": "a", **settings}]})
+    with pytest.raises(ConfigError, match=message):
+        refuse_too_much(service, Cluster(2, 2, 0))
+
+
+@pytest.mark.parametrize("replicas", [1, 3, 5, 7])
+def test_shares_of_what_there_is_are_never_too_much(replicas: int) -> None:
+    service = ServiceConfig.model_validate({"models": [{"source": "a", "replicas": replicas}]})
+    refuse_too_much(service, Cluster(2, 2, 0))
+    asleep = {"models": [{"source": "a", "num_cpus": 1, "autoscaling": {"min": 0, "max": 9}}]}
+    refuse_too_much(ServiceConfig.model_validate(asleep), Cluster(2, 2, 0))

@@ -10,6 +10,7 @@ import torch
 from pooling.config import ModelSpec
 from pooling.request import PackedBatch
 from pooling.runner import LocalRunner
+from tests.checkpoints import EVERY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -20,7 +21,8 @@ def batch(vocab_size: int, longest: int) -> PackedBatch:
     return PackedBatch(draw.integers(5, vocab_size, int(lengths.sum())).astype(np.int32), lengths)
 
 
-@pytest.mark.parametrize("family", ["bert", "xlmr", "modernbert", "qwen3", "mistral", "mpnet"])
+# Where a token chooses among experts, rounding alone can choose another one.
+@pytest.mark.parametrize("family", [name for name in EVERY if name != "qwen3-moe"])
 def test_cuda_bfloat16_agrees_with_cpu_float32(checkpoint: Callable[[str], Path], family: str) -> None:
     source = str(checkpoint(family))
     reference = LocalRunner(ModelSpec(source=source, device="cpu", dtype="float32"))

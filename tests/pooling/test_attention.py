@@ -1,11 +1,12 @@
 """Packed attention against a mask written out in full, for every rule a family uses."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
-from pooling.attention import Packing, PackingSlot, packed_attention
+from pooling.attention import Packing, PackingSlot, bind, packed_attention
 
 LENGTHS = [40, 17, 17, 17, 5, 1]
 
@@ -42,8 +43,9 @@ def test_no_input_sees_another_and_each_query_sees_its_window(dtype, kv_heads, c
     q = (torch.randn(1, 4, tokens, 16, generator=draw) * 3).to(dtype)
     k, v = (torch.randn(1, kv_heads, tokens, 16, generator=draw).to(dtype) for _ in range(2))
     layer = Layer()
+    layer.is_causal = causal
     layer.raypool_packing = PackingSlot(Packing.of(LENGTHS))
-    answer, _ = packed_attention(layer, q, k, v, None, is_causal=causal, sliding_window=window, softcap=softcap)
+    answer, _ = packed_attention(layer, q, k, v, None, sliding_window=window, softcap=softcap)
     expected = by_definition(q[0], k[0], v[0], causal, window, softcap)
     limit = 1e-5 if dtype == torch.float32 else 4e-2
     assert answer.shape == (1, tokens, 4, 16)
@@ -61,10 +63,56 @@ def test_the_keyword_beats_the_module_on_causality() -> None:
     assert not torch.allclose(causal, both_ways)
 
 
-@pytest.mark.parametrize("term", ["position_bias", "s_aux"])
-def test_a_term_of_the_scores_that_it_does_not_know_is_an_error(term: str) -> None:
+def test_a_causal_layer_turned_both_ways_sees_one_token_more_than_its_window() -> None:
+    """As transformers' mask has it: |q - k| <= window, where a layer built to look both ways has |q - k| < window."""
+    layer = Layer()
+    layer.raypool_packing = PackingSlot(Packing.of([12]))
+    q, k, v = torch.randn(3, 1, 2, 12, 8, generator=torch.Generator().manual_seed(0)) * 3
+    turned, _ = packed_attention(layer, q, k, v, None, is_causal=False, sliding_window=4)
+    layer.is_causal = False
+    wider, _ = packed_attention(layer, q, k, v, None, sliding_window=5)
+    same, _ = packed_attention(layer, q, k, v, None, sliding_window=4)
+    assert torch.equal(turned, wider)
+    assert not torch.allclose(turned, same)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_position_bias_is_each_input_s_own(causal: bool) -> None:
+    layer = Layer()
+    layer.is_causal = causal
+    layer.raypool_packing = PackingSlot(Packing.of([12, 5]))
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 17, 8, generator=draw)
+    bias = torch.randn(1, 2, 12, 12, generator=draw) * 3
+    answer, _ = packed_attention(layer, q, k, v, None, scaling=1.0, position_bias=bias)
+    for place, length in ((slice(0, 12), 12), (slice(12, 17), 5)):
+        scores = q[0, :, place] @ k[0, :, place].transpose(1, 2) + bias[0, :, :length, :length]
+        if causal:
+            scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+        expected = (scores.softmax(-1) @ v[0, :, place]).transpose(0, 1)
+        assert float((answer[0, place] - expected).abs().max()) < 1e-5
+
+
+def test_a_position_bias_is_built_for_the_longest_input_not_for_the_row() -> None:
+    """A row of 16,384 tokens would ask for a bias of 1 GiB a head."""
+
+    class Biased(Layer):
+        def compute_bias(self, queries: int, keys: int, device: Any = None, past_seen_tokens: int = 0) -> torch.Tensor:
+            return torch.zeros(1, 2, queries, keys)
+
+    layer = Biased()
+    slot = bind(layer)
+    assert layer.compute_bias(17, 17).shape == (1, 2, 17, 17)  # nothing is packed: as the model has it
+    slot.packing = Packing.of([12, 5])
+    assert layer.compute_bias(17, 17, device=None, past_seen_tokens=0).shape == (1, 2, 12, 12)
+
+
+@pytest.mark.parametrize(
+    "terms", [{"s_aux": torch.zeros(1)}, {"softcap": 5.0, "position_bias": torch.zeros(1, 2, 4, 4)}]
+)
+def test_a_term_of_the_scores_that_it_does_not_know_is_an_error(terms: dict[str, Any]) -> None:
     layer = Layer()
     layer.raypool_packing = PackingSlot(Packing.of([4]))
     q = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(RuntimeError, match=term):
-        packed_attention(layer, q, q, q, None, **{term: torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=next(iter(terms))):
+        packed_attention(layer, q, q, q, None, **terms)

@@ -65,8 +65,9 @@ def test_an_input_longer_than_the_budget_goes_alone_and_does_not_loop() -> None:
     batcher.add(0, lengths(5, 900, 7))
     batcher.add(1, lengths(6))
     assert [[(key, picks) for key, picks, _ in step] for step in drain(batcher)] == [
+        [(1, [0])],
         [(0, [1])],
-        [(0, [2, 0]), (1, [0])],
+        [(0, [2, 0])],
     ]
 
 
@@ -74,7 +75,28 @@ def test_an_input_longer_than_half_the_budget_is_not_starved_by_small_ones() -> 
     batcher = Batcher(100)
     batcher.add(0, lengths(90))
     batcher.add(1, np.full(50, 10, np.int32))
-    assert [(share.key, share.tokens) for share in batcher.take()] == [(0, 90), (1, 10)]
+    steps = [[(share.key, share.tokens) for share in batcher.take()] for _ in range(2)]
+    assert steps == [[(1, 100)], [(0, 90), (1, 10)]]  # half of two steps
+
+
+@pytest.mark.parametrize("length", [60, 150, 10_000])
+def test_a_small_request_is_in_the_next_step_however_long_the_inputs_before_it(length: int) -> None:
+    batcher = Batcher(100)
+    batcher.add(0, np.full(200, length, np.int32))
+    batcher.take()
+    batcher.add(1, lengths(10))
+    assert 1 in [share.key for share in batcher.take()]
+
+
+def test_an_input_of_many_steps_has_its_turn_while_small_ones_keep_coming() -> None:
+    batcher, key = Batcher(100), 1
+    batcher.add(0, lengths(1_000, 1_000))
+    turns = []
+    for step in range(45):
+        batcher.add(key, lengths(100))
+        key += 1
+        turns += [step for share in batcher.take() if share.key == 0]
+    assert turns == [19, 39]  # 1,000 tokens are half of 20 steps
 
 
 def test_inputs_are_taken_longest_first_so_that_neighbours_are_alike() -> None:

@@ -29,6 +29,12 @@ NAMED: dict[str, tuple[str, ...]] = {
     "tokenizer is not JSON": ("tokenizer",),
     "unknown pooling": ("first_last_avg_tokens", "CLS, MEAN, MAX, LAST"),
     "unknown module": ("WordWeights", "Transformer, Pooling, Normalize"),
+    "modules without a type": ("type",),
+    "modules as a mapping": ("a configuration file of the model",),
+    "settings as a list": ("a configuration file of the model", "list"),
+    "prompts as a list": ("a configuration file of the model", "list"),
+    "length as text": ("many",),
+    "length of nothing": ("at most 0 tokens",),
 }
 
 

@@ -119,9 +119,10 @@ async def test_a_small_request_overtakes_the_bulk_before_it() -> None:
     await asyncio.sleep(0)
     runner.gate.set()
     await small
-    assert not bulk.done()
-    assert len(runner.steps) <= 4  # of 25 that the bulk takes
     await bulk
+    steps = [[ids for part in step for ids in part.ids.tolist()] for step in runner.steps]
+    assert len(steps) == 26  # the bulk alone takes 25
+    assert [2 in ids for ids in steps].index(True) <= 2  # two were under way when it came
     engine.close()
 
 
@@ -245,6 +246,22 @@ async def test_a_batch_the_model_cannot_take_is_refused_and_costs_nothing(
         await engine.pool(asked)
     assert not runner.steps
     assert engine.healthy
+    engine.close()
+
+
+def test_an_engine_serves_another_loop_once_the_first_has_ended() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.gate.clear()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.pool(batch(*[[1] * 60] * 20)), 0.05)
+
+    asyncio.run(give_up())  # with steps under way
+    runner.gate.set()
+    assert asyncio.run(engine.pool(batch([2, 4]))).data.tolist() == [[3.0]]
+    assert engine.stats()["waiting_tokens"] == 0
     engine.close()
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,19 +143,44 @@ def test_tokens_outside_of_the_vocabulary_are_refused(scorer: Scorers, ids: list
         LLM(str(scorer("math-shepherd")), dtype="float32", override_pooler_config=override)
 
 
-@pytest.mark.parametrize("architecture", ["InternLM2ForRewardModel", "LlamaForRewardModel"])
-def test_reward_models_of_other_makes_are_refused(scorer: Scorers, tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "sentence"),
+    [
+        ("InternLM2ForRewardModel", "model type internlm2 needs Python code that comes with the model"),
+        ("LlamaForRewardModel", "LlamaForRewardModel has a head that is not served; supported .* Qwen2ForRewardModel"),
+    ],
+)
+def test_reward_models_of_other_makes_are_refused(
+    scorer: Scorers, tmp_path: Path, architecture: str, sentence: str
+) -> None:
     shutil.copytree(scorer("qwen2-reward"), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     if architecture.startswith("InternLM2"):
         config |= {"model_type": "internlm2", "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
-    sentence = f"architecture {architecture} has a head that is not served; supported .* Qwen2ForRewardModel"
     with pytest.raises(CheckpointError, match=sentence):
         LLM(str(tmp_path), dtype="float32")
 
 
-def test_the_programs_of_the_specification_run(scorer: Scorers, checkpoint: Callable[[str], Path]) -> None:
+@pytest.fixture
+def closed_after() -> Iterator[type[LLM]]:
+    """LLM for programs that leave it open."""
+    opened = []
+
+    class Closed(LLM):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            opened.append(self)
+
+    yield Closed
+    for llm in opened:
+        llm.close()
+
+
+def test_the_programs_of_the_specification_run(
+    scorer: Scorers, checkpoint: Callable[[str], Path], closed_after: type[LLM]
+) -> None:
+    LLM = closed_after
     (output,) = LLM(model=str(scorer("qwen2-reward")), task="reward").encode("Hello, my name is")
     assert output.outputs.data.shape == (len(output.prompt_token_ids), 1)
 
