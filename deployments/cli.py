@@ -121,3 +121,14 @@ def _add_model_flags(parser: argparse._ActionsContainer) -> None:
         metavar="JSON",
         help="""e.g. '{"pooling_type": "MEAN"}'; what is left out keeps the model's own choice""",
     )
+    parser.add_argument(
+        "--hf-overrides",
+        "--hf_overrides",
+        dest="hf_overrides",
+        metavar="JSON",
+        help="""of a causal language model that scores, e.g. '{"classifier_from_token": ["no", "yes"]}'""",
+    )
+    parser.add_argument("--chat-template", metavar="JINJA", help="how a pair of texts reads; a template or its file")
+    parser.add_argument(
+        "--instruction", metavar="TEXT", help="what a template tells the model where a request does not"
+    )

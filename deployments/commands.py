@@ -28,7 +28,11 @@ _MODEL_FLAGS = (
     "max_model_len",
     "max_batch_tokens",
     "override_pooler_config",
+    "hf_overrides",
+    "chat_template",
+    "instruction",
 )
+_JSON_FLAGS = ("override_pooler_config", "hf_overrides")
 _SERVED_FLAGS = (*_MODEL_FLAGS, "task", "served_model_name", "replicas", "api_key")
 
 
@@ -134,18 +138,17 @@ def _service(arguments: Namespace) -> dict[str, Any]:
 
 def _model_settings(arguments: Namespace) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in _MODEL_FLAGS if getattr(arguments, name) is not None}
-    if "override_pooler_config" in settings:
-        settings["override_pooler_config"] = _json_object(settings["override_pooler_config"])
-    return settings
+    return {name: _json_object(name, value) if name in _JSON_FLAGS else value for name, value in settings.items()}
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    flag = f"--{name.replace('_', '-')}"
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--override-pooler-config is not JSON: {error} (given {text!r})") from None
+        raise ConfigError(f"{flag} is not JSON: {error} (given {text!r})") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"--override-pooler-config is not a JSON object such as {{...}} (given {text!r})")
+        raise ConfigError(f"{flag} is not a JSON object such as {{...}} (given {text!r})")
     return value
 
 

@@ -92,6 +92,44 @@ class PoolerConfig(Settings):
         return self.tok_pooling_type or (whole if whole == "ALL" or whole == "STEP" else None)
 
 
+class HfOverrides(Settings):
+    """vLLM's settings of the same name: what a causal language model's answer is, where its files do not say.
+
+    classifier_from_token: the tokens whose logits are the answer. method:
+    from_2_way_softmax, the default for two tokens, answers the probability of the
+    second beside the first; no_post_processing, the default for any other number,
+    has one label for each token. is_original_qwen3_reranker: the tokens and the
+    template of Qwen3-Reranker. architectures replaces that of config.json.
+    """
+
+    architectures: tuple[str, ...] | None = Field(None, min_length=1)
+    classifier_from_token: tuple[str, ...] | None = Field(None, min_length=1)
+    method: Literal["from_2_way_softmax", "no_post_processing"] | None = None
+    is_original_qwen3_reranker: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        tokens = self.classifier_from_token
+        if self.method is not None and not self.reads_tokens:
+            raise ValueError(f"method {self.method} needs classifier_from_token, the tokens whose logits it reads")
+        if self.method == "from_2_way_softmax" and tokens is not None and len(tokens) != 2:
+            raise ValueError(
+                f"from_2_way_softmax needs two tokens, false then true; classifier_from_token has {len(tokens)}"
+            )
+        named = (self.architectures or ("",))[0]
+        if self.reads_tokens and named and not named.endswith("ForSequenceClassification"):
+            raise ValueError(
+                f"architectures is {named}, but classifier_from_token makes a classifier: leave it out, or name one "
+                "that ends in ForSequenceClassification"
+            )
+        return self
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the answer is made of the logits of tokens."""
+        return self.classifier_from_token is not None or self.is_original_qwen3_reranker
+
+
 class ParallelSpec(Settings):
     """Over how many devices one replica of the model is split."""
 
@@ -116,6 +154,13 @@ class ModelSpec(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel_size: int = Field(1, gt=0)
     override_pooler_config: PoolerConfig | None = None
+    hf_overrides: HfOverrides | None = None
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="how a pair reads: Jinja over messages of the roles query and document, or a file",
+    )
+    instruction: str | None = Field(None, description="what a template tells the model where a request does not")
     max_model_len: int | None = Field(None, gt=0, description="tokens an input may have; None: what the model takes")
     max_batch_tokens: int | None = Field(None, gt=0, description="tokens a forward pass may hold; None: chosen")
 

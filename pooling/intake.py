@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pooling.config import ModelSpec
-from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
+from pooling.errors import ConfigError, InputTooLong, InvalidRequest, UnsupportedTask
 from pooling.loading.card import ModelCard, Side
 from pooling.loading.describe import describe
+from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
+from pooling.pairs import check_template, read_pairs
 from pooling.prompts import ROLES, role_prompt
 from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
 from pooling.tasks import TASKS, parts_of
@@ -28,6 +30,7 @@ class Intake:
     def __init__(self, card: ModelCard, tokenizer: TextTokenizer) -> None:
         self.card = card
         self._tokenizer = tokenizer
+        check_template(tokenizer, card.template)
 
     @classmethod
     def load(cls, spec: ModelSpec) -> Self:
@@ -59,6 +62,9 @@ class Intake:
             raise InvalidRequest(f"input_type is {request.input_type!r}; allowed is {allowed}", "input_type")
         if any(_is_pair(item) for item in request.inputs):
             return PackedBatch.pack(self._pairs(request, limit), task, request.params)
+        given = next((name for name in ("instruction", "chat_template") if getattr(request, name) is not None), None)
+        if given is not None:
+            raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
         ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit)
         left_out = self._left_out(request, task, limit) if texts else 0
@@ -208,6 +214,8 @@ class Intake:
         if self.card.lower_case:
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
         _refuse_surrogates([text for pair in pairs for text in pair])
+        if request.truncation_side == "left":
+            raise InvalidRequest("truncation_side is left, but a pair of texts is cut at their ends", "truncation_side")
         most = self.card.max_model_len
         if limit is None:
             most_chars = most * self._tokenizer.max_chars_per_token
@@ -215,12 +223,33 @@ class Intake:
                 if len(first) + len(second) > most_chars:
                     raise _too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
         bounds = (self._most(request.max_tokens_per_query, "query"), self._most(request.max_tokens_per_doc, "doc"))
-        encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
+        template, prompt = self._template(request), self._prompt(request, True)
+        if template is not None:
+            told = request.instruction if request.instruction is not None else prompt or None
+            encoded = [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, bounds, told)]
+        else:
+            pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
+            encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
         for index, (ids, _) in enumerate(encoded):
             _refuse_empty(ids)
             if len(ids) > most:
                 raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
-        return [TokenizedInput(ids, second if self.card.token_types else None) for ids, second in encoded]
+        marked = self.card.token_types and self._tokenizer.marks_second and template is None
+        return [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
+
+    def _template(self, request: PoolingRequest) -> Template | None:
+        if request.chat_template is None:
+            if request.instruction is not None and self.card.template is None:
+                raise InvalidRequest(
+                    f"{self.card.name!r} reads pairs without a template, so it takes no instruction", "instruction"
+                )
+            return self.card.template
+        template = ChatTemplate(request.chat_template, special=True)
+        try:
+            check_template(self._tokenizer, template)
+        except ConfigError as error:
+            raise InvalidRequest(error.detail, "chat_template") from None
+        return template
 
     def _most(self, asked: int | None, which: str) -> int | None:
         """Tokens that one text of a pair may have; 0 means no limit, as in vLLM."""

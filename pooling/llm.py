@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pooling.config import ModelSpec, PoolerConfig, Task, parse_settings
+from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InvalidRequest
 from pooling.intake import Intake, check_task
@@ -59,7 +59,10 @@ class LLM:
     does by default; `auto` takes the model's own first task. dtype: `auto` is bfloat16 where the hardware multiplies it
     fast, float32 elsewhere. override_pooler_config: a PoolerConfig or its fields
     as a dict; beats what the model's files say. max_model_len: tokens an input
-    may have; None takes the model's own limit.
+    may have; None takes the model's own limit. hf_overrides, an HfOverrides or its
+    fields as a dict, says which logits of a causal language model are its answer;
+    chat_template, Jinja or a file of it, how a pair reads; instruction, what a
+    template tells the model.
     Raises StartupError of the fitting kind if the model cannot be served exactly.
     Usable as a context manager; close() ends its threads.
     """
@@ -71,6 +74,9 @@ class LLM:
         task: Task | Literal["auto"] = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         override_pooler_config: PoolerConfig | Mapping[str, Any] | None = None,
+        hf_overrides: HfOverrides | Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        instruction: str | None = None,
         max_model_len: int | None = None,
         max_batch_tokens: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -85,6 +91,9 @@ class LLM:
             "dtype": dtype,
             "device": device,
             "override_pooler_config": dict(override) if isinstance(override, Mapping) else override,
+            "hf_overrides": dict(hf_overrides) if isinstance(hf_overrides, Mapping) else hf_overrides,
+            "chat_template": chat_template,
+            "instruction": instruction,
             "max_model_len": max_model_len,
             "max_batch_tokens": max_batch_tokens,
             "tensor_parallel_size": tensor_parallel_size,
@@ -335,12 +344,17 @@ class LLM:
         *,
         pooling_params: PoolingParams | None = None,
         use_tqdm: bool = True,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        chat_template: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[ScoringRequestOutput]:
         """How relevant each of data_2 is to data_1: 1:1, 1:N, or N:N one by one.
 
         A cross-encoder reads each pair; an embedding model's vectors are
-        compared as its files say, by cosine where they say nothing.
+        compared as its files say, by cosine where they say nothing. prompt_name:
+        the prompt before the query of a pair, or before every text of an embedding
+        model. instruction and chat_template: for this call, as in LLM().
         tokenization_kwargs: as in encode(), and for pairs `max_tokens_per_query`
         and `max_tokens_per_doc`. Raises UnsupportedTask if the model does
         neither, InvalidRequest if one text cannot be served; none is then.
@@ -349,11 +363,25 @@ class LLM:
         first, second = ([data] if isinstance(data, str) else list(data) for data in (data_1, data_2))
         pairs = pair_up(first, second)
         if kind == "cross_encoder":
-            asked = _Asked("score", pooling_params, None, tokenization_kwargs)
+            asked = _Asked(
+                "score",
+                pooling_params,
+                prompt_name,
+                tokenization_kwargs,
+                instruction=instruction,
+                chat_template=chat_template,
+            )
             answers = [(float(rows[0]), ids) for rows, ids in self._run(pairs, asked, use_tqdm)]
         else:
             task = "token_embed" if kind in ("max_sim", "mean_max_sim") else "embed"
-            asked = _Asked(task, pooling_params, None, tokenization_kwargs)
+            asked = _Asked(
+                task,
+                pooling_params,
+                prompt_name,
+                tokenization_kwargs,
+                instruction=instruction,
+                chat_template=chat_template,
+            )
             if self.card.sides:
                 queries = self._run(first, replace(asked, input_type="query"), use_tqdm)
                 documents = self._run(second, replace(asked, input_type="document"), use_tqdm)
@@ -433,6 +461,8 @@ class _Asked:
     tokenization: Mapping[str, Any] | None
     prompt: str | None = None
     input_type: InputType | None = None
+    instruction: str | None = None
+    chat_template: str | None = None
 
     def request(self, inputs: list[Prompt]) -> PoolingRequest:
         known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
@@ -450,6 +480,8 @@ class _Asked:
             prompt_name=self.prompt_name,
             prompt=self.prompt,
             input_type=self.input_type,
+            instruction=self.instruction,
+            chat_template=self.chat_template,
             **options,
         )
 

@@ -46,6 +46,8 @@ class PoolingRequest:
     inputs: texts, lists of token ids, pairs of a query and a document for a
     model that reads them together, or Chunks. max_tokens_per_query and max_tokens_per_doc
     cut each text of a pair, special tokens not counted; None: not at all.
+    instruction and chat_template are for models that read a pair by a template:
+    what the template tells the model, and another template; None: the model's own.
     truncate_prompt_tokens: None refuses an over-long input, -1 cuts it to what
     the model takes, k > 0 to k tokens, special tokens counted. truncation_side
     None means the tokenizer's own. What is put before every text: `prompt` as it
@@ -64,6 +66,8 @@ class PoolingRequest:
     prompt_name: str | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
+    instruction: str | None = None
+    chat_template: str | None = None
     prompt: str | None = None
     input_type: Literal["query", "document"] | None = None
 

@@ -37,3 +37,15 @@ def broken_checkpoint(checkpoint: Callable[[str], Path], tmp_path: Path) -> Call
         return directory
 
     return write
+
+
+@pytest.fixture(scope="session")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a model that judges, by its name in tests/scorers.py."""
+    from tests.scorers import write
+
+    @cache
+    def written(name: str) -> Path:
+        return write(name, tmp_path_factory.mktemp(name))
+
+    return written

@@ -144,6 +144,7 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("serve", "/no/such/model", "--port", "0"), "http_options.port is 0; allowed are 1 to 65535"),
         (("serve", "/no/such/model", "--port", free_port()), "model source '/no/such/model' does not exist"),
         (("serve", MINILM, "--override-pooler-config", "{"), "--override-pooler-config is not JSON"),
+        (("serve", MINILM, "--hf-overrides", "[]"), "--hf-overrides is not a JSON object"),
         (("serve", MINILM, "--tensor-parallel-size", "2"), "only 1 is allowed"),
         (
             ("serve", MINILM, "--device", "cuda", "--port", free_port()),

@@ -18,7 +18,8 @@ class TransformersHead:
     `model`, and the backbone's pooler with it.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, width: int) -> None:
+        self._width = width
         backbone: Any = model.base_model
         self._given = _Given(getattr(backbone, "pooler", None), getattr(backbone, "pooler_activation", None))
         if self._given.pooler is not None:
@@ -46,10 +47,6 @@ class TransformersHead:
         logits: Tensor = self._model(input_ids=ids).logits
         self._given.hidden = None
         return logits.float()
-
-    @property
-    def _width(self) -> int:
-        return len(self._model.config.id2label or ())
 
 
 class _Given(nn.Module):

@@ -6,17 +6,19 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 from pooling.errors import CheckpointError
+from pooling.loading.scorer import Scorer
 
 # embedder: layers alone. classifier and token_classifier: a head of transformers' own class. reward: two linear
 # layers over every token, of which transformers has no class. masked_lm: transformers' head, which SPLADE reads.
-# colbert: one linear layer over every token, in the same file as the layers.
-Kind = Literal["embedder", "classifier", "token_classifier", "reward", "masked_lm", "colbert"]
+# colbert: one linear layer over every token, in the same file as the layers. scorer: rows of a causal language model's
+# output layer.
+Kind = Literal["embedder", "classifier", "token_classifier", "reward", "masked_lm", "colbert", "scorer"]
 
 _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "classifier"),
     ("ForTokenClassification", "token_classifier"),
-    ("ForRewardModel", "reward"),
-    ("ForProcessRewardModel", "reward"),
+    ("Qwen2ForRewardModel", "reward"),
+    ("Qwen2ForProcessRewardModel", "reward"),
     ("HF_ColBERT", "colbert"),
     ("Model", "embedder"),
     ("ForMaskedLM", "embedder"),
@@ -35,15 +37,17 @@ class Anatomy:
     """architecture: the first name in config.json. labels: what a head's columns mean, () without one.
 
     step_tag_id: of a process reward model, the token whose rows are the answer.
+    scorer: of a scorer, the logits that are its answer.
     """
 
     architecture: str
     kind: Kind
     labels: tuple[str, ...] = ()
     step_tag_id: int | None = None
+    scorer: Scorer | None = None
 
 
-def anatomy_of(config: PreTrainedConfig, splade: bool = False) -> Anatomy:
+def anatomy_of(config: PreTrainedConfig, scorer: Scorer | None, splade: bool = False) -> Anatomy:
     """splade: whether its files say that a masked-language-model head is read.
 
     Raises CheckpointError for a head that is not served: naming what was found and what is.
@@ -51,12 +55,9 @@ def anatomy_of(config: PreTrainedConfig, splade: bool = False) -> Anatomy:
     name = (config.architectures or ["(none named)"])[0]
     if not config.architectures and not splade:
         return Anatomy(name, "embedder")
-    kind = next((kind for ending, kind in _ENDINGS if name.endswith(ending)), None)
-    if kind is None or (kind == "embedder" and name.endswith("RewardModel")):
-        allowed = ", ".join(ending for ending, _ in _ENDINGS)
-        raise CheckpointError(
-            f"architecture {name} has a head that is not served; supported are those that end in {allowed}"
-        )
+    if scorer is not None:
+        return Anatomy(name, "scorer", scorer.labels, scorer=scorer)
+    kind = kind_of(name)
     if splade:
         if not name.endswith("ForMaskedLM"):
             raise CheckpointError(
@@ -70,3 +71,14 @@ def anatomy_of(config: PreTrainedConfig, splade: bool = False) -> Anatomy:
     labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     process = name.endswith("ForProcessRewardModel")
     return Anatomy(name, kind, labels, _QWEN_STEP_TAG if process else None)
+
+
+def kind_of(architecture: str) -> Kind:
+    """Raises CheckpointError for a head that is not served: naming what was found and what is."""
+    kind = next((kind for ending, kind in _ENDINGS if architecture.endswith(ending)), None)
+    if kind is None or (kind == "embedder" and architecture.endswith("RewardModel")):
+        allowed = ", ".join(ending for ending, _ in _ENDINGS)
+        raise CheckpointError(
+            f"architecture {architecture} has a head that is not served; supported are those that end in {allowed}"
+        )
+    return kind

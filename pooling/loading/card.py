@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pooling.config import PoolingType
+from pooling.loading.score_templates import Template
 
 # cross_encoder: the model reads a pair and answers one number. The others compare vectors of the two texts apart.
 Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim", "mean_max_sim"]
@@ -84,7 +85,8 @@ class ModelCard:
     poolers: how each task is answered that a forward pass can answer, the
     default first. scoring: how two texts are compared, None if they cannot be.
     dim: components of a vector. max_model_len: tokens an input may have.
-    labels: what the columns of a classifier mean. token_types: whether the
+    labels: what the columns of a classifier mean. template: how a pair reads, None
+    for its two texts as the tokenizer joins them. token_types: whether the
     second text of a pair is marked for the model.
     matryoshka: the sizes it was trained to be cut to, () for none, None for any
     size up to dim. prompts: Sentence Transformers' prompts by name.
@@ -108,6 +110,7 @@ class ModelCard:
     poolers: dict[str, ResolvedPooler]
     scoring: Scoring | None = None
     labels: tuple[str, ...] = ()
+    template: Template | None = None
     token_types: bool = False
     matryoshka: tuple[int, ...] | None = ()
     prompts: dict[str, str] = field(default_factory=dict)

@@ -41,7 +41,15 @@ class Checkpoint:
         Raises CheckpointError for NaN or infinity, which a weight also becomes
         if it is too large for float16.
         """
-        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return self._ours(name, self._file_of[name].get_tensor(name), dtype, device)
+
+    def read_rows(self, name: str, rows: list[int], device: torch.device) -> Tensor:
+        """Some rows of one tensor in float32, in the order they are asked for: [rows, ...]; no other is read."""
+        table = self._file_of[name].get_slice(name)
+        picked = torch.cat([table[row : row + 1] for row in rows])
+        return self._ours(name, picked, torch.float32, device)
+
+    def _ours(self, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
         if not tensor.isfinite().all():
             raise CheckpointError(f"tensor {name!r} holds NaN or infinity as {str(dtype).removeprefix('torch.')}")

@@ -15,6 +15,7 @@ from pooling.loading.files import read_json
 from pooling.loading.model_config import read_config, refuse_own_code
 from pooling.loading.modules import width_after
 from pooling.loading.resolve import Facts, resolve
+from pooling.loading.scorer import scorer_of
 from pooling.loading.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from pooling.loading.sides import sides_of
 from pooling.loading.source import locate
@@ -59,9 +60,12 @@ def describe(spec: ModelSpec) -> Description:
 
 def _describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
-    config = read_config(files.backbone)
+    config = _overridden(read_config(files.backbone), spec)
     family = family_of(config.model_type)
-    anatomy = anatomy_of(config, splade=files.splade is not None)
+    scorer, template = scorer_of(spec, config, files)
+    anatomy = anatomy_of(config, scorer, splade=files.splade is not None)
+    if not anatomy.labels:
+        _refuse_template(spec, files)
     refuse_own_code(anatomy.architecture, config)
     dim = _dim(config, anatomy, files)
     layers = token_layers(files.backbone)
@@ -82,6 +86,7 @@ def _describe(spec: ModelSpec) -> Description:
         poolers=poolers,
         scoring=scoring,
         labels=anatomy.labels,
+        template=template if anatomy.labels else None,
         token_types=(getattr(config, "type_vocab_size", None) or 0) > 1,
         matryoshka=_matryoshka(config),
         prompts=files.prompts,
@@ -115,6 +120,25 @@ def _markers(files: SentenceTransformersFiles) -> tuple[str, ...]:
     if markers and files.lower_case:
         raise CheckpointError("the model marks its texts with tokens, but do_lower_case would change them")
     return markers
+
+
+def _overridden(config: PreTrainedConfig, spec: ModelSpec) -> PreTrainedConfig:
+    overrides = spec.hf_overrides
+    if overrides is not None and overrides.architectures is not None and not overrides.reads_tokens:
+        config.architectures = list(overrides.architectures)
+    return config
+
+
+def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles) -> None:
+    """An embedding model reads texts as they are."""
+    given = next((name for name in ("chat_template", "instruction") if getattr(spec, name) is not None), None)
+    if given is not None:
+        raise ConfigError(f"{spec.served_name}: {given} is for models that read a pair of texts together")
+    if files.messages is not None:
+        raise CheckpointError(
+            "Sentence Transformers renders this model's texts as chat messages (modality_config has message), which is "
+            "supported for models that score a pair"
+        )
 
 
 def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:

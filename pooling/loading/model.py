@@ -14,12 +14,16 @@ from transformers.initialization import no_init_weights
 
 from pooling.errors import CheckpointError
 from pooling.heads import Head
+from pooling.heads.scorer import ScorerHead, narrow
 from pooling.heads.transformers_head import TransformersHead
 from pooling.loading.anatomy import Kind
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.matching import match
+from pooling.loading.output_layer import read_output_rows, remove_output_layer
 from pooling.loading.projection import load_heads
+from pooling.loading.scorer import Scorer
+from pooling.loading.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ def load_model(
     config = description.config
     config._attn_implementation = attention
     whole = _SKELETONS[description.anatomy.kind](description)
+    scorer = description.anatomy.scorer
+    output_layer = remove_output_layer(whole) if scorer is not None else ""
     found = match(whole, checkpoint, config)
     state = {
         name: checkpoint.read(source, _dtype_of(name, whole, dtype), device) for name, source in found.source_of.items()
@@ -53,6 +59,9 @@ def load_model(
         shared = state[name].dtype == wanted or name not in found.source_of
         state[twin] = state[name] if shared else checkpoint.read(found.source_of[name], wanted, device)
     whole.load_state_dict(state, strict=False, assign=True)
+    if scorer is not None:
+        rows = _token_ids(description, scorer)
+        narrow(whole, *read_output_rows(checkpoint, whole, output_layer, found.source_of, rows, device))
     whole.to(device).eval().requires_grad_(False)
     heads = load_heads(description, device)
     if description.anatomy.kind == "embedder":
@@ -61,8 +70,14 @@ def load_model(
         return LoadedModel(whole.model, {"reward": whole.score})
     if isinstance(whole, ColbertModel):
         return LoadedModel(whole.backbone, {"projection": whole.linear})
-    head = TransformersHead(whole)
-    return LoadedModel(head.backbone, {"masked_lm" if description.anatomy.kind == "masked_lm" else "classifier": head})
+    if scorer is not None:
+        scores = ScorerHead(whole, len(scorer.tokens), scorer.difference)
+        return LoadedModel(scores.backbone, {"scorer": scores})
+    if description.anatomy.kind == "masked_lm":
+        vocabulary = TransformersHead(whole, int(config.vocab_size))
+        return LoadedModel(vocabulary.backbone, {"masked_lm": vocabulary})
+    head = TransformersHead(whole, len(description.anatomy.labels))
+    return LoadedModel(head.backbone, {"classifier": head})
 
 
 def _backbone(description: Description) -> PreTrainedModel:
@@ -83,6 +98,25 @@ def _with_head(description: Description) -> PreTrainedModel:
     return _without_memory(kind, description.config)
 
 
+def _token_ids(description: Description, scorer: Scorer) -> list[int]:
+    """The rows of the output layer that a scorer reads."""
+    vocabulary = int(description.config.vocab_size)
+    ids = [token for token in scorer.tokens if isinstance(token, int)]
+    if len(ids) < len(scorer.tokens):
+        tokenizer = TextTokenizer.load(description.backbone)
+        ids = [token if isinstance(token, int) else _id_of(token, tokenizer) for token in scorer.tokens]
+    if not all(0 <= token < vocabulary for token in ids):
+        raise CheckpointError(f"the tokens of a score have the ids {ids}, but the vocabulary has 0 to {vocabulary - 1}")
+    return ids
+
+
+def _id_of(token: str, tokenizer: TextTokenizer) -> int:
+    found = tokenizer.id_of(token)
+    if found is None:
+        raise CheckpointError(f"a score is asked of the token {token!r}, which the model's tokenizer does not have")
+    return found
+
+
 def _with_reward(description: Description) -> "RewardModel":
     model: Any = _without_memory(RewardModel, _backbone(description), len(description.anatomy.labels))
     return cast(RewardModel, model)
@@ -100,6 +134,7 @@ _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "reward": _with_reward,
     "masked_lm": _with_head,
     "colbert": _with_colbert,
+    "scorer": _with_head,
 }
 
 

@@ -21,7 +21,7 @@ _MODES: dict[str, SequencePooling] = {
     "weightedmean": "WEIGHTEDMEAN",
     "mean_sqrt_len_tokens": "MEAN_SQRT_LEN",
 }
-_SUPPORTED = "Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, SpladePooling and MultiVectorMask"
+_SUPPORTED = "Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, SpladePooling, LogitScore and MultiVectorMask"
 _TRUSTED = "torch.nn."
 # What Sentence Transformers takes where the file of a Dense module names none.
 _DENSE_ACTIVATION = "torch.nn.modules.activation.Tanh"
@@ -76,7 +76,9 @@ class Mask:
 class Modules:
     """backbone: the directory of the model. layers: what reads the pooled rows, in order, before the last Normalize.
 
-    include_prompt: whether the tokens of a prompt are pooled too.
+    include_prompt: whether the tokens of a prompt are pooled too. logit_score: of
+    a causal language model, the token whose logit is a score, or the two whose
+    difference is, false and true.
     """
 
     backbone: Path
@@ -86,6 +88,7 @@ class Modules:
     splade: Splade | None
     mask: Mask | None
     include_prompt: bool
+    logit_score: tuple[int, ...] | None = None
 
 
 def read_modules(directory: Path, multi_vector: bool) -> Modules:
@@ -100,6 +103,7 @@ def read_modules(directory: Path, multi_vector: bool) -> Modules:
     backbone = directory
     pooling_type: SequencePooling | None = None
     include_prompt = True
+    logit_score: tuple[int, ...] | None = None
     layers: list[Layer] = []
     splade: Splade | None = None
     mask: Mask | None = None
@@ -114,6 +118,8 @@ def read_modules(directory: Path, multi_vector: bool) -> Modules:
         elif kind == "SpladePooling":
             _refuse_before_pooling(layers, pooling_type is not None or splade is not None)
             splade = _splade(place / "config.json")
+        elif kind == "LogitScore":
+            logit_score = _logit_score(place / "config.json")
         elif kind == "MultiVectorMask":
             mask = _mask(place / "config.json")
         elif kind in ("Dense", "LayerNorm", "Normalize"):
@@ -133,7 +139,7 @@ def read_modules(directory: Path, multi_vector: bool) -> Modules:
     normalize = bool(layers) and isinstance(layers[-1], Normalize)
     while layers and isinstance(layers[-1], Normalize):
         layers.pop()
-    return Modules(backbone, pooling_type, tuple(layers), normalize, splade, mask, include_prompt)
+    return Modules(backbone, pooling_type, tuple(layers), normalize, splade, mask, include_prompt, logit_score)
 
 
 def width_after(layers: tuple[Layer, ...], dim: int) -> int:
@@ -203,6 +209,14 @@ def _pooling(file: Path) -> tuple[SequencePooling, bool]:
         allowed = ", ".join(dict.fromkeys(_MODES.values()))
         raise CheckpointError(f"the Pooling module asks for {modes or 'no mode'}; supported is one of {allowed}")
     return _MODES[modes[0]], config.get("include_prompt") is not False
+
+
+def _logit_score(file: Path) -> tuple[int, ...]:
+    config = read_json(file)
+    true, false = config.get("true_token_id"), config.get("false_token_id")
+    if true is None or config.get("module_input_name", "causal_logits") != "causal_logits":
+        raise CheckpointError(f"the LogitScore module says {config}; it needs true_token_id and reads causal_logits")
+    return (int(true),) if false is None else (int(false), int(true))
 
 
 def _splade(file: Path) -> Splade:

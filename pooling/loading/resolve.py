@@ -115,12 +115,13 @@ def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
 def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
     """The tasks of a model with a head of one column for each label."""
     anatomy, override = facts.anatomy, facts.override
-    activation, by = _label_activation(facts.config, len(anatomy.labels))
+    activation, by = _label_activation(facts.config, facts.files.activation, len(anatomy.labels))
     rewards = anatomy.kind == "reward"
     # A reward is a number without bounds; the probabilities of a process reward model are its answer.
     own = False if rewards and anatomy.step_tag_id is None else None
     activate, decided = _first(("override_pooler_config", override.activation), ("model", own), ("default", True))
-    columns = override.returned_token_ids
+    # Of a scorer's whole vocabulary, the head has the asked columns alone.
+    columns = override.returned_token_ids if anatomy.scorer is None else None
     if columns is not None and not all(0 <= column < len(anatomy.labels) for column in columns):
         raise ConfigError(
             f"{facts.spec.served_name}: returned_token_ids is {list(columns)}, but the model's head has the columns "
@@ -131,14 +132,17 @@ def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
         len(anatomy.labels) if columns is None else len(columns),
         activation=activation,
         activate=activate,
-        head="reward" if rewards else "classifier",
+        head="reward" if rewards else "scorer" if anatomy.scorer is not None else "classifier",
         returned_token_ids=columns,
         logit_mean=override.logit_mean,
         logit_sigma=override.logit_sigma,
         sources={"activation": decided if decided != "default" else by},
     )
+    if anatomy.scorer is not None and not anatomy.scorer.steps:
+        pooled = _pooled(facts, plain)
+        return {"classify": pooled} if len(anatomy.labels) > 1 else {"score": pooled, "classify": pooled}
     by_token = _by_token(facts, plain)
-    if rewards:
+    if rewards or anatomy.scorer is not None:
         return {"reward": by_token, "token_classify": by_token}
     if anatomy.kind == "token_classifier":
         return {"token_classify": by_token}
@@ -162,7 +166,8 @@ def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
         ("model" if family != "LAST" else "default", family),
     )
     # transformers' classes read the last token that is no padding, and take any last token with that id for padding.
-    skipped = facts.config.pad_token_id if labels and kind == "LAST" and by != "override_pooler_config" else None
+    like_theirs = plain.head == "classifier" and kind == "LAST" and by != "override_pooler_config"
+    skipped = facts.config.pad_token_id if like_theirs else None
     late = stated == "late" and by == "model"
     sources = {"pooling_type": by, **plain.sources}
     return replace(plain, pooling_type=kind, skipped_id=skipped, head_first=late, sources=sources)
@@ -198,8 +203,13 @@ def _as_reward(pooler: ResolvedPooler) -> ResolvedPooler:
     return replace(pooler, activate=False, sources={**pooler.sources, "activation": "default"})
 
 
-def _label_activation(config: PreTrainedConfig, labels: int) -> tuple[str, str]:
-    """What makes probabilities of logits, and who says so. Source: vLLM's rules, which follow both libraries'."""
+def _label_activation(config: PreTrainedConfig, own: str | None, labels: int) -> tuple[str, str]:
+    """What makes probabilities of logits, and who says so. Source: vLLM's rules, which follow both libraries'.
+
+    own: what config_sentence_transformers.json says, where CrossEncoder keeps it today.
+    """
+    if own is not None:
+        return _by_class(own, "sigmoid", "softmax"), "sentence_transformers"
     automatic = "sigmoid" if labels < 2 else "softmax"
     by_problem = {
         "regression": "identity",
@@ -215,13 +225,17 @@ def _label_activation(config: PreTrainedConfig, labels: int) -> tuple[str, str]:
     named = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
     if named is None:
         return automatic, "default"
-    if not str(named).startswith(_TRUSTED):
+    return _by_class(str(named), automatic, automatic), "model"
+
+
+def _by_class(named: str, sigmoid: str, softmax: str) -> str:
+    """The activation for a class by its dotted name, and our own for the usual ones."""
+    if not named.startswith(_TRUSTED):
         raise CheckpointError(
             f"the model asks for the activation {named!r}; allowed are the classes of {_TRUSTED[:-1]}, since a "
             "checkpoint's name for a class is code to be run"
         )
-    kind = str(named).rsplit(".", 1)[-1]
-    return {"Identity": "identity", "Sigmoid": automatic, "Softmax": automatic}.get(kind, str(named)), "model"
+    return {"Identity": "identity", "Sigmoid": sigmoid, "Softmax": softmax}.get(named.rsplit(".", 1)[-1], named)
 
 
 def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None:

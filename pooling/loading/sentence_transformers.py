@@ -17,6 +17,7 @@ from pooling.loading.multi_vector import (
     read_stanford,
     with_markers,
 )
+from pooling.loading.score_templates import ChatTemplate
 
 _SIMILARITIES: dict[str, Scoring] = {
     "cosine": "cosine",
@@ -24,6 +25,8 @@ _SIMILARITIES: dict[str, Scoring] = {
     "euclidean": "euclidean",
     "manhattan": "manhattan",
 }
+# Settings of the tokenizer call that change the length of an input or of its padding, and nothing else.
+_HARMLESS = {"max_length", "truncation", "padding", "padding_side", "pad_to_multiple_of", "logits_to_keep"}
 # sentence_bert_config.json was named after the model in early releases.
 _SETTINGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
@@ -34,6 +37,9 @@ _SETTINGS = tuple(
 class SentenceTransformersFiles:
     """pooling_type and normalize are None where the files are silent (no modules.json).
 
+    logit_score: of a causal language model, the token whose logit is a score, or
+    the two whose difference is, false and true. messages: how inputs are rendered
+    as chat messages, None for plain text. activation: a CrossEncoder's, by its dotted name.
     include_prompt: whether the tokens of a prompt are pooled too.
     layers: what reads the pooled rows, in order. splade: how the answers of a
     masked-language-model head are reduced. multi_vector: how queries and
@@ -51,6 +57,9 @@ class SentenceTransformersFiles:
     layers: tuple[Layer, ...] = ()
     splade: Splade | None = None
     multi_vector: MultiVector | None = None
+    logit_score: tuple[int, ...] | None = None
+    messages: ChatTemplate | None = None
+    activation: str | None = None
     include_prompt: bool = True
 
 
@@ -88,16 +97,39 @@ def read_sentence_transformers(directory: Path) -> SentenceTransformersFiles:
         modules.layers,
         modules.splade,
         multi_vector,
+        modules.logit_score,
+        _messages(modules.backbone) if listed else None,
+        config.get("activation_fn"),
         modules.include_prompt,
     )
 
 
 def _settings(backbone: Path) -> tuple[int | None, bool]:
-    for name in _SETTINGS:
-        if (backbone / name).exists():
-            config = read_json(backbone / name)
-            return config.get("max_seq_length"), bool(config.get("do_lower_case", False))
-    return None, False
+    config = _transformer(backbone)
+    return config.get("max_seq_length"), bool(config.get("do_lower_case", False))
+
+
+def _messages(backbone: Path) -> ChatTemplate | None:
+    """How the Transformer module renders its inputs as chat messages, which it does wherever it can."""
+    config = _transformer(backbone)
+    settings = dict(config.get("processing_kwargs") or {})
+    variables = dict(settings.pop("chat_template", None) or {})
+    odd = sorted({str(key) for group in settings.values() for key in group or () if key not in _HARMLESS})
+    if odd:
+        raise CheckpointError(f"processing_kwargs sets {', '.join(odd)}, which is not supported")
+    message = (config.get("modality_config") or {}).get("message")
+    if message is None:
+        return None
+    variables.pop("restore_suffix", None)  # what follows the texts is always kept
+    source = variables.pop("chat_template", None)
+    variables = {name: value for name, value in variables.items() if name not in _HARMLESS}
+    return ChatTemplate(source, structured=message.get("format") != "flat", variables=variables)
+
+
+def _transformer(backbone: Path) -> dict[str, Any]:
+    file = next((backbone / name for name in _SETTINGS if (backbone / name).exists()), None)
+    config: dict[str, Any] = {} if file is None else read_json(file)
+    return config
 
 
 def _default_prompt(config: Any, prompts: dict[str, str]) -> str | None:

@@ -25,6 +25,9 @@ class TextTokenizer:
     all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
     named_ids: the special tokens by their names: cls, sep, eos, pad, unk, mask.
     padding_side: on which side the model was trained to have short texts filled up.
+    chat_template is the tokenizer's own, named_tokens what a template may call by
+    name, and marks_second whether transformers tells the model which text of a
+    pair is which.
     """
 
     def __init__(
@@ -34,6 +37,9 @@ class TextTokenizer:
         named_ids: dict[str, int] | None = None,
         padding_side: Side = "right",
         special_ids: frozenset[int] = frozenset(),
+        chat_template: str | None = None,
+        named_tokens: dict[str, str] | None = None,
+        marks_second: bool = False,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -42,6 +48,9 @@ class TextTokenizer:
         self.truncation_side: Side = truncation_side
         self.padding_side: Side = padding_side
         self.named_ids = named_ids or {}
+        self.chat_template = chat_template
+        self.named_tokens = named_tokens or {}
+        self.marks_second = marks_second
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
 
@@ -64,10 +73,18 @@ class TextTokenizer:
             raise CheckpointError("the model has no fast tokenizer; add a tokenizer.json")
         _register(tokenizer, markers)
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        named = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED}
-        known = {name: id for name, id in named.items() if id is not None}
-        special_ids = frozenset(tokenizer.all_special_ids)
-        return cls(backend, tokenizer.truncation_side, known, tokenizer.padding_side, special_ids)
+        ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED}
+        templates = tokenizer.chat_template
+        return cls(
+            backend,
+            tokenizer.truncation_side,
+            {name: id for name, id in ids.items() if id is not None},
+            tokenizer.padding_side,
+            frozenset(tokenizer.all_special_ids),
+            templates.get("default") if isinstance(templates, dict) else templates,
+            tokenizer.special_tokens_map,
+            "token_type_ids" in tokenizer.model_input_names,
+        )
 
     def id_of(self, token: str) -> int | None:
         """None if it is not one token; that of the unknown token only by its own name."""
@@ -107,7 +124,7 @@ class TextTokenizer:
         """Texts cut to `limit` tokens. Without a side the tokenizer's own, special tokens kept;
         with one, the end of the whole list of tokens is cut off, special tokens included."""
         cut_side = side or self.truncation_side
-        shortened = [self._shorten(text, limit, cut_side) for text in texts]
+        shortened = [self.shorten(text, limit, cut_side) for text in texts]
         encoded = self.encode(shortened, special)
         return [
             ids if len(ids) <= limit else self._cut(text, ids, special, limit, side)
@@ -123,8 +140,7 @@ class TextTokenizer:
         all are kept. most: tokens of the first and of the second text.
         """
         if most == (None, None):
-            encoded = self._backend.encode_batch_fast(self._short_pairs(pairs, limit), add_special_tokens=special)
-            answers = [_pair(encoding) for encoding in encoded]
+            answers = self._joined(self._short_pairs(pairs, limit), special)
         else:
             answers = [self._cut_pair(pair, special, limit, most) for pair in pairs]
         return [
@@ -132,24 +148,45 @@ class TextTokenizer:
             for pair, answer in zip(pairs, answers, strict=True)
         ]
 
+    def _joined(self, pairs: list[Pair], special: bool) -> list[tuple[Ids, int]]:
+        """Each text is tokenised once, however many pairs it is in: one query has many documents."""
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        of = dict(zip(texts, encoded, strict=True))
+        return [_pair(self._backend.post_process(of[first], of[second], special)) for first, second in pairs]
+
+    def leading(self, text: str, tokens: int) -> str:
+        """The text as far as its first `tokens` tokens go."""
+        part = self.shorten(text, tokens, "right")
+        encoding = self._backend.encode(part, add_special_tokens=False)
+        return text if len(encoding) <= tokens else text[: encoding.offsets[tokens - 1][1]]
+
     def _short_pairs(self, pairs: list[Pair], limit: int | None) -> list[Pair]:
         if limit is None:
             return pairs
-        return [(self._shorten(a, limit, "right"), self._shorten(b, limit, "right")) for a, b in pairs]
+        return [(self.shorten(a, limit, "right"), self.shorten(b, limit, "right")) for a, b in pairs]
 
     def _cut_pair(
         self, pair: Pair, special: bool, limit: int | None, most: tuple[int | None, int | None]
     ) -> tuple[Ids, int]:
         (short,) = self._short_pairs([pair], limit)
         first, second = (self._backend.encode(text, add_special_tokens=False) for text in short)
+        counts = len(first), len(second)
+        if limit is not None and short != pair and 2 * min(counts) >= limit:
+            # Which one is longer matters: it keeps the odd token.
+            counts = self._count(pair[0]), self._count(pair[1])
         for encoding, tokens in zip((first, second), most, strict=True):
             if tokens is not None:
                 encoding.truncate(tokens)
         if limit is not None:
             room = limit - (self._backend.num_special_tokens_to_add(True) if special else 0)
-            for encoding, tokens in zip((first, second), longest_first(len(first), len(second), room), strict=True):
+            a, b = (n if bound is None else min(n, bound) for n, bound in zip(counts, most, strict=True))
+            for encoding, tokens in zip((first, second), longest_first(a, b, room), strict=True):
                 encoding.truncate(tokens)
         return _pair(self._backend.post_process(first, second, special))
+
+    def _count(self, text: str) -> int:
+        return len(self._backend.encode(text, add_special_tokens=False))
 
     def _cut(self, text: str, ids: Ids, special: bool, limit: int, side: Side | None) -> Ids:
         if side is not None or not special:
@@ -158,7 +195,7 @@ class TextTokenizer:
         encoding.truncate(max(limit - self.special_tokens, 0), direction=self.truncation_side)
         return _ids(self._backend.post_process(encoding))[:limit]
 
-    def _shorten(self, text: str, limit: int, side: Side) -> str:
+    def shorten(self, text: str, limit: int, side: Side) -> str:
         """The part of a long text that the cut can leave anything of: a book need not be read for its first page.
 
         The part must give more tokens than are kept, so that what its own cut
