@@ -21,7 +21,7 @@ from pooling.batcher import Batcher, Share
 from pooling.config import ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult
-from pooling.intake import check_batch
+from pooling.judge import check_batch
 from pooling.loading.card import ModelCard
 from pooling.long_text import Chunked, chunk
 from pooling.request import PackedBatch, PooledOutput, Rows, Timing

@@ -1,24 +1,31 @@
-"""Intake: text or ids -> TokenizedInput -> PackedBatch; the only place where input is judged."""
+"""Intake: text or ids -> TokenizedInput -> PackedBatch; with judge.py the only place where input is judged."""
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pooling.config import ModelSpec
-from pooling.errors import ConfigError, InputTooLong, InvalidRequest, UnsupportedTask
+from pooling.errors import ConfigError, InvalidRequest
+from pooling.judge import (
+    EMPTY,
+    as_ids,
+    check_params,
+    check_task,
+    refuse_empty,
+    refuse_out_of_vocabulary,
+    refuse_surrogates,
+    too_many_characters,
+    too_many_tokens,
+)
 from pooling.loading.card import ModelCard, Side
 from pooling.loading.describe import describe
 from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.pairs import check_template, read_pairs
 from pooling.prompts import ROLES, role_prompt
-from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingParams, PoolingRequest, TokenizedInput
-from pooling.tasks import TASKS, parts_of
-
-EMPTY = "The decoder prompt cannot be empty"
+from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingRequest, TokenizedInput
 
 
 class Intake:
@@ -120,21 +127,21 @@ class Intake:
             texts = [prefix + text for text in texts]
         if self.card.lower_case:
             texts = [text.lower() for text in texts]
-        _refuse_surrogates(texts)
+        refuse_surrogates(texts)
         special, side = request.add_special_tokens, request.truncation_side
         if limit is not None:
             cut = self._tokenizer.encode_cut(texts, special, limit, side)
             for ids in cut:
-                _refuse_empty(ids)
+                refuse_empty(ids)
             return cut
         count = len(request.inputs)
         most = self._longest(request, task)
         self._refuse_many_characters(texts, most, count)
         encoded = self._tokenizer.encode(texts, special)
         for index, ids in enumerate(encoded):
-            _refuse_empty(ids)
+            refuse_empty(ids)
             if most is not None and len(ids) > most:
-                raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, count)
+                raise too_many_tokens(f"at least {most + 1}", most + 1, most, index, count)
         return encoded
 
     def _refuse_many_characters(self, texts: list[str], most: int | None, count: int) -> None:
@@ -144,7 +151,7 @@ class Intake:
         most_chars = most * self._tokenizer.max_chars_per_token
         for index, text in enumerate(texts):
             if len(text) > most_chars:
-                raise _too_many_characters(len(text), most_chars, most, index, count)
+                raise too_many_characters(len(text), most_chars, most, index, count)
 
     def _framed(self, batch: PackedBatch, request: PoolingRequest) -> PackedBatch:
         """The batch with what its chunks repeat, if they will and there are any."""
@@ -164,13 +171,13 @@ class Intake:
         ]
         prompt = self._lower(self._prompt(request, has_text=True))
         texts = [prompt + one.separator.join(one.texts) for one in chunks]
-        _refuse_surrogates(texts)
+        refuse_surrogates(texts)
         most = self.card.max_model_len
         self._refuse_many_characters(texts, most, len(texts))
         items = []
         for index, (ids, places) in enumerate(self._tokenizer.encode_places(texts, request.add_special_tokens)):
             if len(ids) > most:
-                raise _too_many_tokens(str(len(ids)), len(ids), most, index, len(texts))
+                raise too_many_tokens(str(len(ids)), len(ids), most, index, len(texts))
             items.append(TokenizedInput(ids, segments=_chunk_of(places, len(prompt), chunks[index], index)))
         return items
 
@@ -213,7 +220,7 @@ class Intake:
             pairs.append(cast(Pair, item))
         if self.card.lower_case:
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
-        _refuse_surrogates([text for pair in pairs for text in pair])
+        refuse_surrogates([text for pair in pairs for text in pair])
         if request.truncation_side == "left":
             raise InvalidRequest("truncation_side is left, but a pair of texts is cut at their ends", "truncation_side")
         most = self.card.max_model_len
@@ -221,7 +228,7 @@ class Intake:
             most_chars = most * self._tokenizer.max_chars_per_token
             for index, (first, second) in enumerate(pairs):
                 if len(first) + len(second) > most_chars:
-                    raise _too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
+                    raise too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
         bounds = (self._most(request.max_tokens_per_query, "query"), self._most(request.max_tokens_per_doc, "doc"))
         template, prompt = self._template(request), self._prompt(request, True)
         if template is not None:
@@ -231,9 +238,9 @@ class Intake:
             pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
             encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
         for index, (ids, _) in enumerate(encoded):
-            _refuse_empty(ids)
+            refuse_empty(ids)
             if len(ids) > most:
-                raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
+                raise too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
         marked = self.card.token_types and self._tokenizer.marks_second and template is None
         return [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
 
@@ -303,15 +310,15 @@ class Intake:
     def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, task: str, limit: int | None) -> Ids:
         if self._side(request) is not None:
             raise InvalidRequest("input_type needs text inputs; token ids are taken as they are", "input_type")
-        ids = _as_ids(item, index)
-        _refuse_empty(ids)
-        _refuse_out_of_vocabulary(ids, self.card)
+        ids = as_ids(item, index)
+        refuse_empty(ids)
+        refuse_out_of_vocabulary(ids, self.card)
         if limit is not None and len(ids) > limit:
             side = request.truncation_side or self._tokenizer.truncation_side
             return ids[-limit:] if side == "left" else ids[:limit]
         most = self.card.longest(task)
         if most is not None and len(ids) > most:
-            raise _too_many_tokens(str(len(ids)), len(ids), most, index, count)
+            raise too_many_tokens(str(len(ids)), len(ids), most, index, count)
         return ids
 
 
@@ -355,174 +362,3 @@ def _expanded(read: TokenizedInput, side: Side | None) -> TokenizedInput:
 
 def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and any(isinstance(part, str) for part in item)
-
-
-def check_batch(batch: PackedBatch, card: ModelCard) -> None:
-    """Judges a batch that a caller packed alone, before it costs a forward pass.
-
-    Raises UnsupportedTask, InputTooLong or InvalidRequest naming what was given
-    and what is allowed.
-    """
-    check_task(batch.task, card)
-    check_params(batch.task, batch.params, card)
-    if not len(batch):
-        raise InvalidRequest("You must pass at least one prompt", "input")
-    if int(batch.lengths.min()) < 1:
-        raise InvalidRequest(EMPTY, "input")
-    if int(batch.lengths.sum(dtype=np.int64)) != batch.tokens:
-        raise InvalidRequest(f"lengths sum to {batch.lengths.sum()}, but there are {batch.tokens} token ids", "input")
-    _refuse_out_of_vocabulary(batch.ids, card)
-    second = batch.second
-    if second is not None and (len(second) != len(batch) or (second < 0).any() or not card.token_types):
-        raise InvalidRequest("`second` is for pairs of a model with token types, one number for each input", "input")
-    attended = batch.attended
-    if attended is not None and (
-        len(attended) != len(batch) or (attended < 1).any() or (attended > batch.lengths).any() or not card.sides
-    ):
-        raise InvalidRequest(
-            "`attended` is for queries of a multi-vector model, one number for each input, from 1 to its tokens",
-            "input",
-        )
-    if batch.segments is not None or batch.by_segment:
-        _check_segments(batch, card)
-    most = card.max_model_len if batch.by_segment else card.longest(batch.task)
-    if most is not None and int(batch.lengths.max()) > most:
-        index = int(batch.lengths.argmax())
-        given = int(batch.lengths[index])
-        raise _too_many_tokens(str(given), given, most, index, len(batch))
-
-
-def _check_segments(batch: PackedBatch, card: ModelCard) -> None:
-    segments = batch.segments
-    if batch.task != "embed" or segments is None or len(segments) != batch.tokens:
-        raise InvalidRequest("`segments` is for embed, one number for each token", "input")
-    pooled = segments >= 0
-    # Of the segments that an input's tokens name, none goes back, none is left out, and the first is 0.
-    inputs = np.repeat(np.arange(len(batch)), batch.lengths)[pooled]
-    named = segments[pooled]
-    first = np.diff(inputs, prepend=-1) > 0
-    step = np.diff(named, prepend=0)
-    if (
-        len(np.unique(inputs)) != len(batch)
-        or (named[first] != 0).any()
-        or not np.isin(step[~first], (0, 1)).all()
-        or (segments < -1).any()
-        or (not batch.by_segment and named.any())
-    ):
-        raise InvalidRequest("`segments` of each input must count up from 0, with -1 at tokens of none", "input")
-
-
-def check_task(task: str, card: ModelCard) -> None:
-    """Raises UnsupportedTask naming the tasks that a forward pass of the model can answer."""
-    parts = parts_of(task)
-    if len(set(parts)) != len(parts) or any(part not in card.poolers for part in parts):
-        hint = " (`score` compares two texts: give both to score())" if task == "score" and card.scoring else ""
-        raise UnsupportedTask(
-            f"Unsupported task: {task!r} Supported tasks: {list(card.poolers)} (parameter=task){hint}", "task"
-        )
-
-
-def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
-    """Raises InvalidRequest naming what the task's answer may be asked to be."""
-    known = [
-        name for name in TASKS[parts_of(task)[0]].params if all(name in TASKS[part].params for part in parts_of(task))
-    ]
-    given = [one.name for one in fields(params) if getattr(params, one.name) is not None]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise InvalidRequest(
-            f"Task {task!r} only supports {list(known)} parameters, does not support {unknown} parameters", unknown[0]
-        )
-    _check_dimensions(params.dimensions, card)
-    tag, columns, labels = params.step_tag_id, params.returned_token_ids, len(card.labels) or 1
-    if tag is not None and not 0 <= tag < card.vocab_size:
-        raise InvalidRequest(f"step_tag_id {tag} is out of vocabulary", "step_tag_id")
-    if columns is not None and not (columns and all(0 <= column < labels for column in columns)):
-        raise InvalidRequest(
-            f"returned_token_ids is {list(columns)}, but the model's head has the columns 0 to {labels - 1}",
-            "returned_token_ids",
-        )
-
-
-def _check_dimensions(asked: int | None, card: ModelCard) -> None:
-    """Raises InvalidRequest naming the sizes that the model's vectors may be cut to."""
-    sizes, dim = card.matryoshka, card.dim
-    if asked is None or asked == dim:
-        return
-    if sizes == ():
-        raise InvalidRequest(
-            f"Model {card.name!r} does not support Matryoshka embeddings; dimensions must be unset "
-            f"(received dimensions={asked}).",
-            "dimensions",
-        )
-    if not 1 <= asked <= dim:
-        raise InvalidRequest(
-            f"Model {card.name!r} only supports dimensions in range [1, {dim}], got {asked}.", "dimensions"
-        )
-    if sizes is not None and asked not in sizes:
-        raise InvalidRequest(
-            f"Model {card.name!r} only supports Matryoshka dimensions {list(sizes)}, got {asked}.", "dimensions"
-        )
-
-
-def _as_ids(item: Any, index: int) -> Ids:
-    if not isinstance(item, np.ndarray | Sequence):
-        raise InvalidRequest(
-            f"input {index} is {type(item).__name__}; allowed are text or a list of token ids", "input"
-        )
-    try:
-        wide: NDArray[Any] = np.asarray(item) if len(item) else np.empty(0, np.int64)
-    except ValueError:  # lists of unequal depth
-        wide = np.empty((0, 0))
-    if wide.ndim != 1 or wide.dtype.kind not in "iu":
-        raise InvalidRequest(f"input {index} is no flat list of integers; allowed are text or token ids", "input")
-    bounds = np.iinfo(np.int32)
-    if len(wide) and (wide.max() > bounds.max or wide.min() < bounds.min):
-        worst = int(wide.max()) if wide.max() > bounds.max else int(wide.min())
-        raise InvalidRequest(f"Token id {worst} is out of vocabulary", "input")
-    return wide.astype(np.int32)
-
-
-def _refuse_surrogates(texts: list[str]) -> None:
-    """Half a surrogate pair is no character: it cannot be written as UTF-8, so no tokenizer takes it."""
-    for index, text in enumerate(texts):
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise InvalidRequest(
-                    f"text {index} is no valid Unicode: lone surrogate at character {error.start}", "input"
-                ) from None
-
-
-def _refuse_empty(ids: Ids) -> None:
-    if not len(ids):
-        raise InvalidRequest(EMPTY, "input")
-
-
-def _refuse_out_of_vocabulary(ids: Ids, card: ModelCard) -> None:
-    for worst in (int(ids.min()), int(ids.max())):
-        if not 0 <= worst < card.vocab_size:
-            raise InvalidRequest(f"Token id {worst} is out of vocabulary", "input")
-
-
-def _too_many_tokens(given: str, value: int, most: int, index: int, count: int) -> InputTooLong:
-    return InputTooLong(
-        f"This model's maximum context length is {most} tokens. However, your prompt contains {given} input tokens, "
-        "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
-        f"(parameter=input_tokens, value={value}){_which(index, count)}",
-        "input_tokens",
-    )
-
-
-def _too_many_characters(given: int, most_chars: int, most: int, index: int, count: int) -> InputTooLong:
-    return InputTooLong(
-        f"This model's maximum context length is {most} tokens. However, your prompt contains {given} characters "
-        f"(more than {most_chars} characters, which is the upper bound for {most} input tokens). Please reduce the "
-        f"length of the input prompt. (parameter=input_text, value={given}){_which(index, count)}",
-        "input_text",
-    )
-
-
-def _which(index: int, count: int) -> str:
-    return f" (input {index} of {count})" if count > 1 else ""

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InvalidRequest
-from pooling.intake import Intake, check_task
+from pooling.intake import Intake
+from pooling.judge import check_task
 from pooling.kept import apart, side_of
 from pooling.loading.card import InputType
 from pooling.outputs import (

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from pooling import LLM, Intake, ModelSpec, PackedBatch, PoolingRequest
 from pooling.errors import CheckpointError, InvalidRequest
-from pooling.intake import check_batch
+from pooling.judge import check_batch
 from pooling.loading.source import locate
 from tests.checkpoints import MINILM
 from tests.reference import Rows, relative_error
