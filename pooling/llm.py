@@ -1,26 +1,20 @@
 """LLM: the offline API, shaped like vLLM's: encode, embed, classify, score, reward; outputs in input order."""
 
-import asyncio
 import itertools
-import threading
-import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from pooling.asked import Asked, Prompts
 from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
-from pooling.engine import Engine
-from pooling.errors import EngineDead, InvalidRequest
-from pooling.intake import Intake
+from pooling.errors import InvalidRequest
 from pooling.judge import check_task
 from pooling.kept import apart, side_of
 from pooling.loading.card import InputType
+from pooling.offline import OfflineEngine
 from pooling.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -36,31 +30,21 @@ from pooling.outputs import (
     SparseRequestOutput,
 )
 from pooling.quantise import Precision, Quantiser, quantiser_for
-from pooling.request import Chunks, Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
+from pooling.request import Chunks, Ids, PoolingParams, Prompt, Rows
 from pooling.scoring import check_scoring, compare, pair_up
 from pooling.sparse import SparseView
 from pooling.tasks import AND
-
-Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-
-# Inputs tokenised at once: enough for long runs of equal length, which the CPU kernel likes,
-# while the next ones are tokenised during the forward pass of these.
-_CHUNK = 2_048
-_CHUNKS_AHEAD = 2
-# Of answers as wide as a vocabulary, which are held until they are read.
-_CHUNK_BYTES = 64 * 2**20
-_TOKENIZATION = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
-_PER_TEXT = ("max_tokens_per_query", "max_tokens_per_doc")
 
 
 class LLM:
     """A pooling model in this process.
 
     model: a directory, a hub id, or python:package/dir. task: what encode()
-    does by default; `auto` takes the model's own first task. dtype: `auto` is bfloat16 where the hardware multiplies it
-    fast, float32 elsewhere. override_pooler_config: a PoolerConfig or its fields
-    as a dict; beats what the model's files say. max_model_len: tokens an input
-    may have; None takes the model's own limit. hf_overrides, an HfOverrides or its
+    does by default; `auto` takes the model's own first task. dtype: `auto` is
+    bfloat16 where the hardware multiplies it fast, float32 elsewhere.
+    override_pooler_config: a PoolerConfig or its fields as a dict; beats what the
+    model's files say. max_model_len: tokens an input may have; None takes the
+    model's own limit. hf_overrides, an HfOverrides or its
     fields as a dict, says which logits of a causal language model are its answer;
     chat_template, Jinja or a file of it, how a pair reads; instruction, what a
     template tells the model.
@@ -100,15 +84,9 @@ class LLM:
             "tensor_parallel_size": tensor_parallel_size,
         }
         spec = parse_settings(ModelSpec, settings, "LLM")
-        self._intake = Intake.load(spec)
-        self._engine = Engine.load(spec)
-        self.card = self._engine.card
+        self._offline = OfflineEngine(spec)
+        self.card = self._offline.card
         self._numbers = itertools.count()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-llm", daemon=True)
-        self._thread.start()
-        # For those who never close: the thread knows the loop alone, not this object.
-        weakref.finalize(self, _stop, self._loop)
 
     def encode(
         self,
@@ -135,7 +113,7 @@ class LLM:
         task; of several tasks all their numbers in a line. Raises InvalidRequest if
         one prompt cannot be served; none is then.
         """
-        asked = _Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
+        asked = Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
         several = AND in (pooling_task or "")
         return [
             PoolingRequestOutput(
@@ -162,7 +140,7 @@ class LLM:
         """
         task = AND.join(self.card.poolers if tasks is None else tasks)
         params, side = pooling_params or PoolingParams(), side_of(self.card, input_type)
-        asked = _Asked(task, params, prompt_name, tokenization_kwargs, input_type=input_type)
+        asked = Asked(task, params, prompt_name, tokenization_kwargs, input_type=input_type)
         answers = []
         for rows, ids in self._run(prompts, asked, use_tqdm):
             parts = {task: rows} if AND not in task else apart(rows[:, 0], ids, task, self.card, params, side)
@@ -185,10 +163,10 @@ class LLM:
         keys: by what `outputs.weights` names a word. The other arguments are as
         in encode(). Raises UnsupportedTask for a model that weighs no words.
         """
-        view, params = SparseView(self.card, self._intake.tokenizer), PoolingParams()
-        asked = _Asked(view.task, params, prompt_name, tokenization_kwargs, input_type=input_type)
+        view, params = SparseView(self.card, self._offline.intake.tokenizer), PoolingParams()
+        asked = Asked(view.task, params, prompt_name, tokenization_kwargs, input_type=input_type)
         answers = []
-        for rows, ids in self._stream(prompts, asked, use_tqdm):
+        for rows, ids in self._offline.stream(prompts, asked, use_tqdm):
             weights = view.weights(rows, ids, params)
             named = SparseOutput(view.tokens(weights) if keys == "token" else weights)
             answers.append(SparseRequestOutput(self._id(), named, ids.tolist()))
@@ -212,7 +190,7 @@ class LLM:
         `embedding` then has the integers (pooling/quantise.py); eight numbers
         share one of the latter two.
         """
-        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
+        asked = Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
         quantise = self._quantiser(precision, pooling_params)
         return [
             EmbeddingRequestOutput(self._id(), EmbeddingOutput(quantise(rows).tolist()), ids.tolist())
@@ -288,7 +266,7 @@ class LLM:
         """
         if isinstance(documents, str) or any(isinstance(document, str) for document in documents):
             raise InvalidRequest("embed_late takes documents, each a list of its chunks; a text is given", "documents")
-        asked = _Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
+        asked = Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
         quantise = self._quantiser(precision, pooling_params)
         read = self._run([Chunks(tuple(document), separator) for document in documents], asked, use_tqdm)
         return [
@@ -308,7 +286,7 @@ class LLM:
 
         With `pooling_params=PoolingParams(use_activation=False)` the logits.
         """
-        asked = _Asked("classify", pooling_params, None, tokenization_kwargs)
+        asked = Asked("classify", pooling_params, None, tokenization_kwargs)
         columns = None if pooling_params is None else pooling_params.returned_token_ids
         labels = self.card.labels if columns is None else tuple(self.card.labels[column] for column in columns)
         return [
@@ -364,7 +342,7 @@ class LLM:
         first, second = ([data] if isinstance(data, str) else list(data) for data in (data_1, data_2))
         pairs = pair_up(first, second)
         if kind == "cross_encoder":
-            asked = _Asked(
+            asked = Asked(
                 "score",
                 pooling_params,
                 prompt_name,
@@ -375,7 +353,7 @@ class LLM:
             answers = [(float(rows[0]), ids) for rows, ids in self._run(pairs, asked, use_tqdm)]
         else:
             task = "token_embed" if kind in ("max_sim", "mean_max_sim") else "embed"
-            asked = _Asked(
+            asked = Asked(
                 task,
                 pooling_params,
                 prompt_name,
@@ -398,11 +376,7 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine and its threads; using the LLM afterwards raises EngineDead."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._engine.close)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        self._offline.close()
 
     def __enter__(self) -> Self:
         return self
@@ -417,101 +391,5 @@ class LLM:
     def _id(self) -> str:
         return str(next(self._numbers))
 
-    def _run(self, prompts: Prompts | Sequence[Prompt], asked: "_Asked", use_tqdm: bool) -> list[tuple[Rows, Ids]]:
-        return list(self._stream(prompts, asked, use_tqdm))
-
-    def _stream(
-        self, prompts: Prompts | Sequence[Prompt], asked: "_Asked", use_tqdm: bool
-    ) -> Iterator[tuple[Rows, Ids]]:
-        """Tokenises chunk after chunk, a few ahead of the engine; (rows, ids) of each prompt in order."""
-        if not self._thread.is_alive():
-            raise EngineDead("this LLM was closed")
-        inputs = _as_list(prompts)
-        under_way: deque[tuple[PackedBatch, Future[PooledOutput]]] = deque()
-        with tqdm(total=len(inputs), desc="Processed prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
-            try:
-                for batch in self._batches(inputs, asked):
-                    under_way.append((batch, asyncio.run_coroutine_threadsafe(self._engine.pool(batch), self._loop)))
-                    if len(under_way) > _CHUNKS_AHEAD:
-                        yield from _collect(under_way, bar)
-                while under_way:
-                    yield from _collect(under_way, bar)
-            finally:
-                for _, future in under_way:
-                    future.cancel()
-
-    def _batches(self, inputs: list[Prompt], asked: "_Asked") -> Iterator[PackedBatch]:
-        wide = asked.task is not None and asked.task == self.card.sparse_task == "embed"
-        chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.card.dim))) if wide else _CHUNK
-        for start in range(0, max(len(inputs), 1), chunk):
-            yield self._intake.tokenize(asked.request(inputs[start : start + chunk]))
-
-
-def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(loop.stop)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a call asks of all its prompts."""
-
-    task: str | None
-    params: PoolingParams | None
-    prompt_name: str | None
-    tokenization: Mapping[str, Any] | None
-    prompt: str | None = None
-    input_type: InputType | None = None
-    instruction: str | None = None
-    chat_template: str | None = None
-
-    def request(self, inputs: list[Prompt]) -> PoolingRequest:
-        known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
-        options = dict(self.tokenization or {})
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise InvalidRequest(f"unknown tokenization_kwargs {unknown}; known are {', '.join(known)}")
-        params = PoolingParams() if self.params is None else self.params
-        if not isinstance(params, PoolingParams):
-            raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams")
-        return PoolingRequest(
-            inputs,
-            self.task,
-            params,
-            prompt_name=self.prompt_name,
-            prompt=self.prompt,
-            input_type=self.input_type,
-            instruction=self.instruction,
-            chat_template=self.chat_template,
-            **options,
-        )
-
-
-def _as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; vLLM's dicts as what they hold."""
-    if not isinstance(prompts, Sequence | Mapping | np.ndarray):
-        raise InvalidRequest(
-            f"prompts is {type(prompts).__name__}; allowed are a text, token ids, or a list of either", "prompts"
-        )
-    single = isinstance(prompts, str | Mapping) or (
-        len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)
-    )
-    items = [prompts] if single else list(prompts)
-    return [_unwrap(item) for item in items]
-
-
-def _unwrap(item: Any) -> Prompt:
-    if not isinstance(item, Mapping):
-        return cast(Prompt, item)
-    for key in ("prompt", "prompt_token_ids"):
-        if key in item:
-            return cast(Prompt, item[key])
-    raise InvalidRequest(f"a prompt has the keys {sorted(item)}; allowed is prompt or prompt_token_ids", "prompts")
-
-
-def _collect(under_way: deque[tuple[PackedBatch, Future[PooledOutput]]], bar: Any) -> list[tuple[Rows, Ids]]:
-    """Waits for the oldest chunk."""
-    batch, future = under_way.popleft()
-    rows = future.result().rows()
-    bar.update(len(rows))
-    return list(zip(rows, np.split(batch.ids, batch.offsets()[1:-1]), strict=True))
+    def _run(self, prompts: Prompts | Sequence[Prompt], asked: Asked, use_tqdm: bool) -> list[tuple[Rows, Ids]]:
+        return list(self._offline.stream(prompts, asked, use_tqdm))

@@ -163,8 +163,8 @@ def test_a_step_keeps_apart_who_asked_for_what(subject: tuple[FlagEmbedding, LLM
     tasks = ["embed&token_embed", "embed", "token_embed&embed", "token_embed"]
     text = words(5, 9)
     alone = [llm.encode(text, pooling_task=task, use_tqdm=False)[0].outputs.data.numpy().ravel() for task in tasks]
-    runner = llm._engine._runner
-    parts = [llm._intake.tokenize(PoolingRequest([text], task)) for task in tasks]
+    runner = llm._offline._engine._runner
+    parts = [llm._offline.intake.tokenize(PoolingRequest([text], task)) for task in tasks]
     outputs = runner.launch(runner.prepare(parts)).wait()
     for output, expected in zip(outputs, alone, strict=True):
         assert relative_error(output.rows()[0].ravel(), expected) < ROUNDING

@@ -1,0 +1,73 @@
+"""Asked: what a call of the offline API asks of all its prompts, and the prompts as one list."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from pooling.errors import InvalidRequest
+from pooling.loading.card import InputType
+from pooling.request import Ids, PoolingParams, PoolingRequest, Prompt
+
+Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+_TOKENIZATION = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
+_PER_TEXT = ("max_tokens_per_query", "max_tokens_per_doc")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a call asks of all its prompts."""
+
+    task: str | None
+    params: PoolingParams | None
+    prompt_name: str | None
+    tokenization: Mapping[str, Any] | None
+    prompt: str | None = None
+    input_type: InputType | None = None
+    instruction: str | None = None
+    chat_template: str | None = None
+
+    def request(self, inputs: list[Prompt]) -> PoolingRequest:
+        known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
+        options = dict(self.tokenization or {})
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise InvalidRequest(f"unknown tokenization_kwargs {unknown}; known are {', '.join(known)}")
+        params = PoolingParams() if self.params is None else self.params
+        if not isinstance(params, PoolingParams):
+            raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams")
+        return PoolingRequest(
+            inputs,
+            self.task,
+            params,
+            prompt_name=self.prompt_name,
+            prompt=self.prompt,
+            input_type=self.input_type,
+            instruction=self.instruction,
+            chat_template=self.chat_template,
+            **options,
+        )
+
+
+def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
+    """A single prompt as a list of one; vLLM's dicts as what they hold."""
+    if not isinstance(prompts, Sequence | Mapping | np.ndarray):
+        raise InvalidRequest(
+            f"prompts is {type(prompts).__name__}; allowed are a text, token ids, or a list of either", "prompts"
+        )
+    single = isinstance(prompts, str | Mapping) or (
+        len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)
+    )
+    items = [prompts] if single else list(prompts)
+    return [_unwrap(item) for item in items]
+
+
+def _unwrap(item: Any) -> Prompt:
+    if not isinstance(item, Mapping):
+        return cast(Prompt, item)
+    for key in ("prompt", "prompt_token_ids"):
+        if key in item:
+            return cast(Prompt, item[key])
+    raise InvalidRequest(f"a prompt has the keys {sorted(item)}; allowed is prompt or prompt_token_ids", "prompts")
