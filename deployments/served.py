@@ -1,17 +1,24 @@
 """ServedModel: one model as the router has it; intake, admission and its engines."""
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from deployments.admission import Admission
 from deployments.dispatch import EngineClient
-from pooling.errors import Overloaded, Unavailable
+from pooling.errors import InputTooLong, InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
-from pooling.request import PackedBatch, PooledOutput, PoolingRequest
+from pooling.request import Ids, PackedBatch, PooledOutput, PoolingRequest
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
+
     from pooling.intake import Intake
+    from pooling.loading.chat_template import Message
+
+Result = TypeVar("Result")
 
 # About a millisecond of tokenising: longer would hold up every other request, shorter is not worth a thread.
 _INLINE_CHARS = 4_096
@@ -27,11 +34,21 @@ class Answered(NamedTuple):
 class ServedModel:
     """Takes requests for one model from their text to their vectors. For one event loop."""
 
-    def __init__(self, intake: "Intake", engines: EngineClient, admission: Admission, threads: Executor) -> None:
+    def __init__(
+        self,
+        intake: "Intake",
+        engines: EngineClient,
+        admission: Admission,
+        threads: Executor,
+        max_input_chars: int,
+        dtype: str = "auto",
+    ) -> None:
+        self.dtype = dtype
         self.admission = admission
         self.engines = engines
         self._intake = intake
         self._threads = threads
+        self._max_input_chars = max_input_chars
 
     @property
     def card(self) -> ModelCard:
@@ -40,6 +57,10 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self._intake.card.name
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._intake.tokenizer.chat is not None
 
     async def answer(self, request: PoolingRequest) -> Answered:
         """The vectors of a request.
@@ -59,8 +80,87 @@ class ServedModel:
 
     async def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it. Raises InvalidRequest of the fitting kind."""
-        # What has no length is no input; intake says so better.
-        if sum(len(item) for item in request.inputs if hasattr(item, "__len__")) <= _INLINE_CHARS:
-            return self._intake.tokenize(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._intake.tokenize, request)
+        sizes = [_size(item) for item in request.inputs]
+        self._refuse_long(sizes)
+        return await self._run(sum(sizes), partial(self._intake.tokenize, request))
+
+    async def render(
+        self,
+        conversations: "Sequence[Sequence[Message]]",
+        *,
+        add_special_tokens: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[Ids]:
+        """The token ids of each conversation, by the tokenizer's own chat template.
+
+        Raises InvalidRequest if it has none, or the template refuses a conversation.
+        """
+        chat = self._intake.tokenizer.chat
+        if chat is None:
+            raise InvalidRequest(
+                "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat "
+                "template if the tokenizer does not define one.",
+                "messages",
+            )
+        sizes = [sum(len(message["content"]) for message in conversation) for conversation in conversations]
+        self._refuse_long(sizes)
+
+        def ids_of(conversation: "Sequence[Message]") -> Ids:
+            text = chat.render(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=variables,
+            )
+            return self._intake.tokenize_text(text, add_special_tokens)
+
+        return await self._run(sum(sizes), lambda: [ids_of(conversation) for conversation in conversations])
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary writes each token."""
+        return self._intake.tokenizer.strings(ids)
+
+    def prompt(self, name: str | None) -> str:
+        """What the model puts before a text under that name, None for its default. Raises InvalidRequest."""
+        known, chosen = self.card.prompts, self.card.default_prompt_name if name is None else name
+        if chosen is not None and chosen not in known:
+            allowed = ", ".join(sorted(known)) or "none: this model defines no prompts"
+            raise InvalidRequest(f"Unknown prompt_name {chosen!r}. Supported values: {allowed}", "prompt_name")
+        return "" if chosen is None else known[chosen]
+
+    def most_tokens(self, asked: int | None, which: Literal["query", "doc"]) -> int | None:
+        """Tokens that a text of one side may have, special ones included. Raises InvalidRequest if that is no limit."""
+        most = self._intake.most_tokens(asked, which)
+        return None if most is None else min(most + self._intake.tokenizer.special_tokens, self.card.max_model_len)
+
+    async def in_tokens(self, texts: list[str], special: bool) -> "list[Encoding]":
+        """Whole texts with what the tokenizer knows of each of their tokens; no prompt, no limit on tokens."""
+        sizes = [len(text) for text in texts]
+        self._refuse_long(sizes)
+        return await self._run(sum(sizes), partial(self._intake.detail, texts, special))
+
+    async def in_text(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; those outside the vocabulary have none."""
+        return await self._run(len(ids), partial(self._intake.tokenizer.decode, ids, skip_special_tokens))
+
+    def _refuse_long(self, sizes: Sequence[int]) -> None:
+        longest = max(sizes, default=0)
+        if longest > self._max_input_chars:
+            raise InputTooLong(
+                f"an input has {longest} characters, but at most {self._max_input_chars} are allowed (max_input_chars)",
+                "input",
+            )
+
+    async def _run(self, chars: int, work: Callable[[], Result]) -> Result:
+        if chars <= _INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _size(item: Any) -> int:
+    """Characters of a text or a pair of texts, or ids of a list; what has no length is no input, as intake says."""
+    if isinstance(item, tuple):
+        return sum(len(text) for text in item if isinstance(text, str))
+    return len(item) if hasattr(item, "__len__") else 0

@@ -6,6 +6,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from pooling.config import ModelSpec
 from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
@@ -26,7 +27,7 @@ class Intake:
 
     def __init__(self, card: ModelCard, tokenizer: TextTokenizer) -> None:
         self.card = card
-        self._tokenizer = tokenizer
+        self.tokenizer = self._tokenizer = tokenizer
 
     @classmethod
     def load(cls, spec: ModelSpec) -> Self:
@@ -57,6 +58,16 @@ class Intake:
             for i, item in enumerate(request.inputs)
         ]
         return PackedBatch.pack(items, task, request.params)
+
+    def tokenize_text(self, text: str, special: bool) -> Ids:
+        """The ids of a text as it is, of any length, without a prompt. Raises InvalidRequest for half a character."""
+        (encoding,) = self.detail([text], special)
+        return np.array(encoding.ids, np.int32)
+
+    def detail(self, texts: list[str], special: bool) -> list[Encoding]:
+        """Texts as they are, with all that is known of each token. Raises InvalidRequest for half a character."""
+        _refuse_surrogates(texts)
+        return self._tokenizer.detail([text.lower() for text in texts] if self.card.lower_case else texts, special)
 
     def _limit(self, request: PoolingRequest) -> int | None:
         """To how many tokens inputs are cut; None: not at all."""
@@ -125,7 +136,10 @@ class Intake:
             for index, (first, second) in enumerate(pairs):
                 if len(first) + len(second) > most_chars:
                     raise _too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
-        bounds = (self._most(request.max_tokens_per_query, "query"), self._most(request.max_tokens_per_doc, "doc"))
+        bounds = (
+            self.most_tokens(request.max_tokens_per_query, "query"),
+            self.most_tokens(request.max_tokens_per_doc, "doc"),
+        )
         encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
         for index, (ids, _) in enumerate(encoded):
             _refuse_empty(ids)
@@ -133,7 +147,7 @@ class Intake:
                 raise _too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
         return [TokenizedInput(ids, second if self.card.token_types else None) for ids, second in encoded]
 
-    def _most(self, asked: int | None, which: str) -> int | None:
+    def most_tokens(self, asked: int | None, which: str) -> int | None:
         """Tokens that one text of a pair may have; 0 means no limit, as in vLLM."""
         name, most = f"max_tokens_per_{which}", self.card.max_model_len
         if asked is not None and asked < 0:

@@ -1,5 +1,6 @@
 """TextTokenizer: the model's own tokenizer, in batches, without its stored padding and truncation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,6 +9,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
 from pooling.errors import CheckpointError
+from pooling.loading.chat_template import ChatTemplate
 from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
@@ -22,11 +24,12 @@ class TextTokenizer:
     all-MiniLM-L6-v2 says 128 tokens where the model takes 256.
     """
 
-    def __init__(self, backend: Tokenizer, truncation_side: Side) -> None:
+    def __init__(self, backend: Tokenizer, truncation_side: Side, chat: ChatTemplate | None = None) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.truncation_side: Side = truncation_side
+        self.chat = chat
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
 
@@ -45,11 +48,24 @@ class TextTokenizer:
         if not getattr(tokenizer, "is_fast", False):
             raise CheckpointError("the model has no fast tokenizer; add a tokenizer.json")
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        return cls(backend, tokenizer.truncation_side)
+        return cls(backend, tokenizer.truncation_side, ChatTemplate.of(tokenizer))
 
     def encode(self, texts: list[str], special: bool) -> list[Ids]:
         """Whole texts, with the model's special tokens if `special`."""
         return [_ids(encoding) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def detail(self, texts: list[str], special: bool) -> list[Encoding]:
+        """Whole texts with everything the tokenizer knows of each token: its string, place and kind."""
+        return list(self._backend.encode_batch(texts, add_special_tokens=special))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; those that the vocabulary lacks have none."""
+        known = [token for token in ids if self._backend.id_to_token(token) is not None]
+        return str(self._backend.decode(known, skip_special_tokens=skip_special_tokens))
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary writes each token; empty for ids that it lacks."""
+        return [self._backend.id_to_token(int(token)) or "" for token in ids]
 
     def encode_cut(self, texts: list[str], special: bool, limit: int, side: Side | None) -> list[Ids]:
         """Texts cut to `limit` tokens. Without a side the tokenizer's own, special tokens kept;
