@@ -27,5 +27,5 @@ def timeout_s(request: Request) -> float | None:
 
 
 def response_id(prefix: str, request: Request, body_id: str | None) -> str:
-    """The `id` of the answer: named by the body, else by X-Request-Id, which Serve draws where the client sent none; else drawn."""
+    """The `id` of the answer: named by the body, else by X-Request-Id, which Serve draws where none was sent."""
     return f"{prefix}-{body_id or request.headers.get('x-request-id') or uuid4().hex[:16]}"

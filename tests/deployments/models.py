@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
 from tests.checkpoints import FAMILIES, write_json, write_sentence_transformers
 from tests.headed import Headed
 
@@ -11,6 +14,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if tone %}{{ tone }}\n{% endif %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
+POISON = "€"
 PROMPTS = {"query": "query: ", "document": "document: ", "empty": ""}
 
 
@@ -37,7 +41,23 @@ def write_reranker(directory: Path) -> Path:
     return directory
 
 
-WRITERS = {"chatty": write_chatty, "emotions": write_emotions, "reranker": write_reranker}
+def write_poisoned(directory: Path) -> Path:
+    """A BERT that answers NaN for inputs with POISON in them; the self-check at its start happens not to draw it."""
+    FAMILIES["bert"].write(directory)
+    token = AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids(POISON)
+    tensors = load_file(directory / "model.safetensors")
+    row = tensors["embeddings.word_embeddings.weight"][token]
+    row[::2], row[1::2] = 3e38, -3e38  # finite, as weights must be, until they are subtracted
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+WRITERS = {
+    "chatty": write_chatty,
+    "emotions": write_emotions,
+    "reranker": write_reranker,
+    "poisoned": write_poisoned,
+}
 
 
 def _change(file: Path, **changes: Any) -> None:

@@ -58,7 +58,7 @@ def test_the_openai_client_works_unchanged(service: Service, expected: Any) -> N
     np.testing.assert_allclose([item.embedding for item in as_floats.data], expected, atol=ROUNDING)
     assert (answer.object, answer.model, answer.data[4].index) == ("list", "minilm", 4)
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 80
-    assert [model.id for model in models.data] == ["minilm", "bert", "chatty", "emotions", "reranker"]
+    assert [model.id for model in models.data] == ["minilm", "bert", "chatty", "emotions", "reranker", "poisoned"]
 
 
 def test_base64_is_the_bytes_of_the_float32_vector(client: httpx.Client) -> None:

@@ -76,7 +76,7 @@ async def test_teis_body_asks_for_the_place_of_each_token_in_bytes(app: httpx.As
             "/tokenize",
             {"prompt": "a", "model": "nope"},
             404,
-            "does not exist. Valid aliases: minilm, chatty, emotions, reranker.",
+            "does not exist. Valid aliases: minilm, chatty, emotions, reranker, poisoned.",
         ),
         ("/tokenize", {"messages": HI}, 400, "default chat template is no longer allowed"),
         ("/tokenize", {"messages": [HI, HI], "model": "chatty"}, 400, "messages holds 2 conversations; allowed is one"),

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
 
 from deployments.http.encode import Encoding, Wire
 from deployments.http.numbers import EmbedDtype, Endianness
@@ -44,9 +43,8 @@ class CommonBody(BaseModel):
     @classmethod
     def _salted(cls, given: Any) -> Any:
         if given is not None and not (isinstance(given, str) and 0 < len(given) <= _MOST_SALT_CHARS):
-            raise PydanticCustomError(
-                "value_error",
-                "Parameter 'cache_salt' must be a non-empty string if provided. (at most 1024 characters)",
+            raise ValueError(
+                "Parameter 'cache_salt' must be a non-empty string if provided. (of at most 1024 characters)"
             )
         return given
 
