@@ -107,6 +107,7 @@ class ServiceConfig(Settings):
     api_keys: list[str] = Field([], description="any of them opens every route; none: no key is asked for")
     api_keys_file: str | None = Field(None, min_length=1, description="more keys, one a line, on each router's node")
     cors_allow_origins: list[str] = Field([], description="web pages that may call the service; '*' is all of them")
+    access_log: bool = Field(False, description="one line of JSON for each HTTP request, with its id, on stderr")
     limits: Limits = Limits()
 
     def all_api_keys(self) -> list[str]:

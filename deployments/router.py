@@ -22,6 +22,7 @@ from deployments.logs import show_log
 from deployments.metrics import RouterMetrics, page
 from deployments.python_api import PythonApi
 from deployments.served import Answered, ServedModel
+from deployments.tracing import add_parts, tracer_of_environment
 from pooling.errors import DeadlineExceeded, InvalidRequest, UnknownModel
 from pooling.request import PoolingRequest
 
@@ -42,6 +43,8 @@ class Router(PythonApi):
         self.limits = config.limits
         self.api_keys = config.all_api_keys()
         self.cors_allow_origins = config.cors_allow_origins
+        self.access_log = config.access_log
+        self.tracer = tracer_of_environment()
         self.metrics = RouterMetrics()
         self.under_way = 0
         self._routers = config.router.replicas
@@ -75,7 +78,7 @@ class Router(PythonApi):
     async def answer(self, model: ServedModel, request: PoolingRequest, timeout_s: float | None) -> Answered:
         """A model's answer to a request, counted, within its time and the service's."""
         started = time.monotonic()
-        status, tokens = 500, 0
+        status, tokens, answer = 500, 0, None
         self.under_way += 1
         try:
             answer = await self._in_time(model, request, timeout_s)
@@ -91,7 +94,16 @@ class Router(PythonApi):
             self.under_way -= 1
             task = request.task if request.task in model.card.tasks else model.card.tasks[0]
             seconds = time.monotonic() - started
-            self.metrics.answered(model.name, task or "", status, len(request.inputs), tokens, seconds)
+            self.metrics.answered(model.name, task, status, len(request.inputs), tokens, seconds)
+            if answer is not None:
+                self._tell_parts(model.name, task, answer)
+
+    def _tell_parts(self, model: str, task: str, answer: Answered) -> None:
+        timing = answer.output.timing
+        parts = {"tokenise": answer.tokenise_s, "queue": timing.queue_s, "forward": timing.forward_s}
+        self.metrics.spent(model, task, parts)
+        if self.tracer is not None:
+            add_parts(self.tracer, model, task, answer.prompt_tokens, parts)
 
     async def healthy(self) -> bool:
         """Whether every model has a replica that can serve; one that may sleep may also have none."""

@@ -1,6 +1,7 @@
 """ServedModel: one model as the router has it; intake, admission and its engines."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -25,10 +26,11 @@ _INLINE_CHARS = 4_096
 
 
 class Answered(NamedTuple):
-    """An answer, and how many tokens the request had."""
+    """An answer, how many tokens the request had, and how long tokenising them took."""
 
     output: PooledOutput
     prompt_tokens: int
+    tokenise_s: float = 0.0
 
 
 class ServedModel:
@@ -70,9 +72,11 @@ class ServedModel:
         """
         try:
             self.admission.check()
+            started = time.monotonic()
             batch = await self.tokenize(request)
+            tokenise_s = time.monotonic() - started
             with self.admission.hold(batch.tokens):
-                return Answered(await self.engines.pool(batch), batch.tokens)
+                return Answered(await self.engines.pool(batch), batch.tokens, tokenise_s)
         except Overloaded:
             if await self.engines.alive():
                 raise

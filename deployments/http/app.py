@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.http.access_log import AccessLog
 from deployments.http.auth import BearerAuth
 from deployments.http.classify import ClassifyRoutes
 from deployments.http.cohere import CohereRoutes
@@ -21,6 +22,7 @@ from deployments.http.scoring import ScoringRoutes
 from deployments.http.system import SystemRoutes
 from deployments.http.tei import TEIRoutes
 from deployments.http.tokens import TokenRoutes
+from deployments.tracing import Tracing
 from pooling import __version__
 from pooling.errors import PoolingError
 
@@ -52,6 +54,10 @@ def build_http(router: "Router") -> FastAPI:
     app.add_exception_handler(Exception, on_unknown_error)
     if router.api_keys:
         app.add_middleware(BearerAuth, keys=router.api_keys, refused=router.metrics.refused)
+    if router.access_log:
+        app.add_middleware(AccessLog)
+    if router.tracer is not None:
+        app.add_middleware(Tracing, tracer=router.tracer)
     if router.cors_allow_origins:
         # Outermost: a browser asks for leave without a key, and reads refusals only where it is allowed to.
         app.add_middleware(

@@ -40,4 +40,6 @@ class OpenAIRoutes:
             "created": int(time.time()),
             "model": model.name,
         }
-        return await encode(Listing(head, "embedding", "embedding", answer.prompt_tokens), answer.output, body.wire)
+        listing = Listing(head, "embedding", "embedding", answer.prompt_tokens)
+        with self._router.metrics.encoding(model.name, "embed"):
+            return await encode(listing, answer.output, body.wire)

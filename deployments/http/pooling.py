@@ -40,4 +40,6 @@ class PoolingRoutes:
             "created": int(time.time()),
             "model": model.name,
         }
-        return await encode(Listing(head, "pooling", "data", answer.prompt_tokens), answer.output, body.wire)
+        listing = Listing(head, "pooling", "data", answer.prompt_tokens)
+        with self._router.metrics.encoding(model.name, body.task or model.card.tasks[0]):
+            return await encode(listing, answer.output, body.wire)

@@ -25,7 +25,9 @@ class LocalEngines:
         return asyncio.ensure_future(self.engine.pool(batch))
 
     async def vitals(self, timeout_s: float) -> list[Vitals]:
-        return [Vitals("local", self.engine.healthy, self.engine.max_batch_tokens, dict(self.engine.stats()))]
+        engine = self.engine
+        steps = {"inputs": engine.step_inputs, "tokens": engine.step_tokens}
+        return [Vitals("local", engine.healthy, engine.max_batch_tokens, dict(engine.stats()), steps)]
 
 
 class LocalRouter(Router):
@@ -35,6 +37,8 @@ class LocalRouter(Router):
         self.limits = config.limits
         self.api_keys = config.all_api_keys()
         self.cors_allow_origins = config.cors_allow_origins
+        self.access_log = config.access_log
+        self.tracer = None
         self.metrics = RouterMetrics()
         self.under_way = 0
         self._routers = 1
