@@ -10,7 +10,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from deployments.config import Autoscaling, ModelConfig, ServiceConfig
+from deployments.config import ONGOING_REQUESTS, Autoscaling, ModelConfig, ServiceConfig
 from deployments.replica import EngineReplica
 from deployments.resources import Resources, running_cluster, share_out
 from deployments.router import Router
@@ -18,7 +18,6 @@ from deployments.router import Router
 ROUTER = "router"
 
 # Tokens bound the work, in the router and in the engine's steps; Serve's count of requests must not.
-_ROUTER_ONGOING = 2_048
 _ENGINE_ONGOING = 512
 _HEALTH_PERIOD_S = 2.0
 _HEALTH_TIMEOUT_S = 10.0
@@ -39,7 +38,7 @@ def build(args: ServiceConfig) -> Application:
         name=ROUTER,
         num_replicas=args.router.replicas,
         ray_actor_options={"num_cpus": args.router.num_cpus},
-        max_ongoing_requests=_ROUTER_ONGOING,
+        max_ongoing_requests=ONGOING_REQUESTS,
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         max_constructor_retry_count=_START_ATTEMPTS,

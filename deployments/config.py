@@ -1,12 +1,16 @@
 """ServiceConfig: what one Raypool service runs, given as `args` of a Serve config file."""
 
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from pooling.config import ModelSpec, Settings
+from pooling.errors import ConfigError
 
+# What Serve lets into one router at a time; far above what tokens allow.
+ONGOING_REQUESTS = 2_048
 # 512 steps of the engine's own choice: a minute of work on a CPU, ten seconds on a GPU.
 _QUEUED_TOKENS = {"cpu": 512 * 1_024, "cuda": 512 * 16_384}
 
@@ -94,6 +98,8 @@ class Limits(Settings):
 
     max_body_bytes: int = Field(33_554_432, gt=0)
     max_inputs: int = Field(2_048, gt=0, description="inputs in one request")
+    # No model here reads as much of one text; what is cut off a longer one must still be tokenised.
+    max_input_chars: int = Field(1_000_000, gt=0, description="characters of one input, or ids of a list of them")
     max_queued_tokens: int | None = Field(
         None, gt=0, description="tokens of a model that may wait or run; None: 512 steps of each replica's device"
     )
@@ -109,7 +115,24 @@ class ServiceConfig(Settings):
     models: list[ModelConfig]
     router: RouterConfig = RouterConfig()
     api_keys: list[str] = Field([], description="any of them opens every route; none: no key is asked for")
+    api_keys_file: str | None = Field(None, min_length=1, description="more keys, one a line, on each router's node")
+    cors_allow_origins: list[str] = Field([], description="web pages that may call the service; '*' is all of them")
+    access_log: bool = Field(False, description="one line of JSON for each HTTP request, with its id, on stderr")
     limits: Limits = Limits()
+
+    def all_api_keys(self) -> list[str]:
+        """Those of the configuration and those of the file. Raises ConfigError if the file has none."""
+        if self.api_keys_file is None:
+            return self.api_keys
+        try:
+            lines = Path(self.api_keys_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ConfigError(f"api_keys_file {self.api_keys_file!r} cannot be read: {reason}") from None
+        keys = [line.strip() for line in lines if line.strip()]
+        if not keys:
+            raise ConfigError(f"api_keys_file {self.api_keys_file!r} holds no key; it needs at least one line with one")
+        return [*self.api_keys, *keys]
 
     def queued_tokens(self, model: ModelConfig) -> int:
         """How many tokens of a model may wait or run, in all routers together."""

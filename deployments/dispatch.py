@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
@@ -21,6 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from deployments.slicing import cut
 from pooling.errors import EngineDead, EngineFailure, PoolingError, Unavailable
 from pooling.request import PackedBatch, PooledOutput
+from pooling.step_sizes import StepSizes
 
 log = logging.getLogger("raypool")
 
@@ -36,12 +37,13 @@ _PROBE_LASTS_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What one engine replica says of itself."""
+    """What one engine replica says of itself. steps: how large its steps were, in `inputs` and in `tokens`."""
 
     replica: str
     healthy: bool
     max_batch_tokens: int
     stats: dict[str, float]
+    steps: dict[str, StepSizes] = field(default_factory=dict)
 
 
 class Answer(Awaitable[PooledOutput], Protocol):

@@ -1,38 +1,55 @@
 """ServedModel: one model as the router has it; intake, admission and its engines."""
 
 import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from deployments.admission import Admission
+from deployments.config import Limits
 from deployments.dispatch import EngineClient
 from deployments.engines import answer_bytes
-from pooling.errors import InvalidRequest, Overloaded, Unavailable
+from pooling.errors import InputTooLong, InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
-from pooling.request import PackedBatch, PooledOutput, PoolingRequest
+from pooling.request import Ids, PackedBatch, PooledOutput, PoolingRequest
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
+
     from pooling.intake import Intake
+    from pooling.loading.chat_template import Message
+
+Result = TypeVar("Result")
 
 # About a millisecond of tokenising: longer would hold up every other request, shorter is not worth a thread.
 _INLINE_CHARS = 4_096
 
 
 class Answered(NamedTuple):
-    """An answer, and how many tokens the request had."""
+    """An answer, how many tokens the request had, and how long tokenising them took."""
 
     output: PooledOutput
     prompt_tokens: int
+    tokenise_s: float = 0.0
 
 
 class ServedModel:
     """Takes requests for one model from their text to their vectors. For one event loop."""
 
     def __init__(
-        self, intake: "Intake", engines: EngineClient, admission: Admission, threads: Executor, max_answer_bytes: int
+        self,
+        intake: "Intake",
+        engines: EngineClient,
+        admission: Admission,
+        threads: Executor,
+        limits: Limits,
+        dtype: str = "auto",
     ) -> None:
+        self.dtype = dtype
         self.admission = admission
-        self._max_answer_bytes = max_answer_bytes
+        self._limits = limits
         self.engines = engines
         self._intake = intake
         self._threads = threads
@@ -45,6 +62,10 @@ class ServedModel:
     def name(self) -> str:
         return self._intake.card.name
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self._intake.tokenizer.chat is not None
+
     async def answer(self, request: PoolingRequest) -> Answered:
         """The vectors of a request.
 
@@ -53,17 +74,19 @@ class ServedModel:
         """
         try:
             self.admission.check()
+            started = time.monotonic()
             batch = await self.tokenize(request)
+            tokenise_s = time.monotonic() - started
             self._refuse_large_answer(batch)
             with self.admission.hold(batch.tokens):
-                return Answered(await self.engines.pool(batch), batch.tokens)
+                return Answered(await self.engines.pool(batch), batch.tokens, tokenise_s)
         except Overloaded:
             if await self.engines.alive():
                 raise
             raise Unavailable(f"no engine of the model `{self.name}` is running now") from None
 
     def _refuse_large_answer(self, batch: PackedBatch) -> None:
-        size, most = answer_bytes(batch, self.card), self._max_answer_bytes
+        size, most = answer_bytes(batch, self.card), self._limits.max_answer_bytes
         if size > most and len(batch) > 1:
             raise InvalidRequest(
                 f"the answer to these {len(batch)} inputs has {size} bytes, but at most {most} are allowed "
@@ -73,8 +96,87 @@ class ServedModel:
 
     async def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it. Raises InvalidRequest of the fitting kind."""
-        # What has no length is no input; intake says so better.
-        if sum(len(item) for item in request.inputs if hasattr(item, "__len__")) <= _INLINE_CHARS:
-            return self._intake.tokenize(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._intake.tokenize, request)
+        sizes = [_size(item) for item in request.inputs]
+        self._refuse_long(sizes)
+        return await self._run(sum(sizes), partial(self._intake.tokenize, request))
+
+    async def render(
+        self,
+        conversations: "Sequence[Sequence[Message]]",
+        *,
+        add_special_tokens: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[Ids]:
+        """The token ids of each conversation, by the tokenizer's own chat template.
+
+        Raises InvalidRequest if it has none, or the template refuses a conversation.
+        """
+        chat = self._intake.tokenizer.chat
+        if chat is None:
+            raise InvalidRequest(
+                "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat "
+                "template if the tokenizer does not define one.",
+                "messages",
+            )
+        sizes = [sum(len(message["content"]) for message in conversation) for conversation in conversations]
+        self._refuse_long(sizes)
+
+        def ids_of(conversation: "Sequence[Message]") -> Ids:
+            text = chat.render(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=variables,
+            )
+            return self._intake.tokenize_text(text, add_special_tokens)
+
+        return await self._run(sum(sizes), lambda: [ids_of(conversation) for conversation in conversations])
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary writes each token."""
+        return self._intake.tokenizer.strings(ids)
+
+    def prompt(self, name: str | None) -> str:
+        """What the model puts before a text under that name, None for its default. Raises InvalidRequest."""
+        known, chosen = self.card.prompts, self.card.default_prompt_name if name is None else name
+        if chosen is not None and chosen not in known:
+            allowed = ", ".join(sorted(known)) or "none: this model defines no prompts"
+            raise InvalidRequest(f"Unknown prompt_name {chosen!r}. Supported values: {allowed}", "prompt_name")
+        return "" if chosen is None else known[chosen]
+
+    def most_tokens(self, asked: int | None, which: Literal["query", "doc"]) -> int | None:
+        """Tokens that a text of one side may have, special ones included. Raises InvalidRequest if that is no limit."""
+        most = self._intake.most_tokens(asked, which)
+        return None if most is None else min(most + self._intake.tokenizer.special_tokens, self.card.max_model_len)
+
+    async def in_tokens(self, texts: list[str], special: bool) -> "list[Encoding]":
+        """Whole texts with what the tokenizer knows of each of their tokens; no prompt, no limit on tokens."""
+        sizes = [len(text) for text in texts]
+        self._refuse_long(sizes)
+        return await self._run(sum(sizes), partial(self._intake.detail, texts, special))
+
+    async def in_text(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; those outside the vocabulary have none."""
+        return await self._run(len(ids), partial(self._intake.tokenizer.decode, ids, skip_special_tokens))
+
+    def _refuse_long(self, sizes: Sequence[int]) -> None:
+        longest, most = max(sizes, default=0), self._limits.max_input_chars
+        if longest > most:
+            raise InputTooLong(
+                f"an input has {longest} characters, but at most {most} are allowed (max_input_chars)",
+                "input",
+            )
+
+    async def _run(self, chars: int, work: Callable[[], Result]) -> Result:
+        if chars <= _INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _size(item: Any) -> int:
+    """Characters of a text or a pair of texts, or ids of a list; what has no length is no input, as intake says."""
+    if isinstance(item, tuple):
+        return sum(len(text) for text in item if isinstance(text, str))
+    return len(item) if hasattr(item, "__len__") else 0

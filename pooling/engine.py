@@ -26,6 +26,7 @@ from pooling.loading.card import ModelCard
 from pooling.long_text import Chunked, chunk
 from pooling.request import PackedBatch, PooledOutput, Rows, Timing
 from pooling.runner import LocalRunner
+from pooling.step_sizes import StepSizes
 
 log = logging.getLogger("raypool")
 
@@ -95,6 +96,7 @@ class Engine:
         self._token_s, self._prepare_s = 0.0, 0.0
         self._done_steps = self._done_inputs = self._done_tokens = 0
         self._busy_s = 0.0
+        self.step_inputs, self.step_tokens = StepSizes(), StepSizes()
         self._device = device
         # Also at the interpreter's end, for those who never close.
         self._end_device = weakref.finalize(self, device.close)
@@ -246,6 +248,8 @@ class Engine:
         self._free_at = now + sum(other.tokens for other in self._steps.values()) * self._token_s
         self._done_steps += 1
         self._done_tokens += step.tokens
+        self.step_tokens.add(step.tokens)
+        self.step_inputs.add(sum(len(share.inputs) for share in step.shares))
         self._busy_s += report.seconds
         self._pump()  # the device first: callers can wait the microseconds this takes
         for share, output in zip(step.shares, report.outputs, strict=True):

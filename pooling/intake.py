@@ -5,6 +5,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from pooling.config import ModelSpec
 from pooling.errors import ConfigError, InvalidRequest
@@ -36,7 +37,7 @@ class Intake:
 
     def __init__(self, card: ModelCard, tokenizer: TextTokenizer) -> None:
         self.card = card
-        self._tokenizer = tokenizer
+        self.tokenizer = self._tokenizer = tokenizer
         check_template(tokenizer, card.template)
 
     @classmethod
@@ -44,10 +45,6 @@ class Intake:
         """Reads the model's small files. Raises StartupError of the fitting kind."""
         description = describe(spec)
         return cls(description.card, TextTokenizer.load(description.backbone, description.card.markers))
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._tokenizer
 
     def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it.
@@ -85,6 +82,16 @@ class Intake:
             for i, item in enumerate(request.inputs)
         ]
         return self._framed(PackedBatch.pack(items, task, request.params, request.input_type), request)
+
+    def tokenize_text(self, text: str, special: bool) -> Ids:
+        """The ids of a text as it is, of any length, without a prompt. Raises InvalidRequest for half a character."""
+        (encoding,) = self.detail([text], special)
+        return np.array(encoding.ids, np.int32)
+
+    def detail(self, texts: list[str], special: bool) -> list[Encoding]:
+        """Texts as they are, with all that is known of each token. Raises InvalidRequest for half a character."""
+        refuse_surrogates(texts)
+        return self._tokenizer.detail([self._lower(text) for text in texts], special)
 
     def _side(self, request: PoolingRequest) -> Side | None:
         return None if request.input_type is None else self.card.sides.get(request.input_type)
@@ -229,7 +236,10 @@ class Intake:
             for index, (first, second) in enumerate(pairs):
                 if len(first) + len(second) > most_chars:
                     raise too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
-        bounds = (self._most(request.max_tokens_per_query, "query"), self._most(request.max_tokens_per_doc, "doc"))
+        bounds = (
+            self.most_tokens(request.max_tokens_per_query, "query"),
+            self.most_tokens(request.max_tokens_per_doc, "doc"),
+        )
         template, prompt = self._template(request), self._prompt(request, True)
         if template is not None:
             told = request.instruction if request.instruction is not None else prompt or None
@@ -258,7 +268,7 @@ class Intake:
             raise InvalidRequest(error.detail, "chat_template") from None
         return template
 
-    def _most(self, asked: int | None, which: str) -> int | None:
+    def most_tokens(self, asked: int | None, which: str) -> int | None:
         """Tokens that one text of a pair may have; 0 means no limit, as in vLLM."""
         name, most = f"max_tokens_per_{which}", self.card.max_model_len
         if asked is not None and asked < 0:

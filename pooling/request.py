@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ class Chunks:
 
 
 Prompt = str | Sequence[int] | Ids | Pair | Chunks
+Number = TypeVar("Number", bound="np.generic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +257,13 @@ class PooledOutput:
 
     def rows(self) -> list[Rows]:
         """The answer of each input: [dim], or [tokens, dim] for a token task."""
+        return self.split(self.data)
+
+    def split(self, data: NDArray[Number]) -> list[NDArray[Number]]:
+        """Data with the rows of this answer, e.g. in another number format, by input as in rows()."""
         if self.lengths is None:
-            return list(self.data)
-        return np.split(self.data, np.cumsum(self.lengths)[:-1])
+            return list(data)
+        return np.split(data, np.cumsum(self.lengths)[:-1])
 
     @staticmethod
     def together(parts: Sequence["PooledOutput"]) -> "PooledOutput":

@@ -1,6 +1,7 @@
 """Request bodies: read under a limit, parsed once, judged by a pydantic model; errors in vLLM's words."""
 
 import asyncio
+from collections.abc import Callable
 from reprlib import Repr
 from typing import Any, TypeVar
 
@@ -9,47 +10,60 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from deployments.config import Limits
-from deployments.http.errors import BodyTooLarge, MalformedBody
+from deployments.http.errors import BodyTooLarge, MalformedBody, WrongContentType, WrongShape
 from pooling.errors import DeadlineExceeded
 
 Body = TypeVar("Body", bound=BaseModel)
 
 _MOST_ERRORS = 10
 # pydantic's names for the branches of a union, which are no part of the body.
-_BRANCHES = ("str", "int")
+_BRANCHES = ("str", "int", "ChatMessage", "Part", "TextItem", "ContentItem")
 _MOST_INPUT_CHARS = 200
 _MANY_FIELDS = 100  # Repr sorts all keys before it shows a few
 
 
-async def read_body(request: Request, kind: type[Body], limits: Limits) -> Body:
-    """The JSON body of a request as `kind`.
+async def read_body(request: Request, choose: Callable[[Any], type[Body]], limits: Limits) -> Body:
+    """The JSON body of a request, judged by the kind that is chosen for it.
+
+    Raises what read_json and judge raise.
+    """
+    data = await read_json(request, limits)
+    return judge(choose(data), data)
+
+
+async def read_json(request: Request, limits: Limits) -> Any:
+    """The JSON body of a request.
 
     Raises BodyTooLarge as soon as more than is allowed has come, DeadlineExceeded
-    if it takes for ever to come, MalformedBody if it is no JSON of that shape.
+    if it takes for ever to come, WrongContentType or MalformedBody if it is no JSON.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" and not (
         content_type.startswith("application/") and content_type.endswith("+json")
     ):
-        raise MalformedBody("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed")
+        raise WrongContentType("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed")
     try:
         async with asyncio.timeout(limits.request_timeout_s):
             raw = await _read(request, limits.max_body_bytes)
     except TimeoutError:
         raise DeadlineExceeded(f"the body did not come within {limits.request_timeout_s:g} s") from None
     if not raw:
-        raise _malformed([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
+        raise _malformed(MalformedBody, [{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
     try:
-        data = orjson.loads(raw)
+        return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         place = ("body", str(error.pos))
         found = {"type": "json_invalid", "loc": place, "msg": f"JSON decode error: {error.msg}", "input": {}}
-        raise _malformed([found]) from None
+        raise _malformed(MalformedBody, [found]) from None
+
+
+def judge(kind: type[Body], data: Any) -> Body:
+    """Raises WrongShape if the data is not of that kind."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise _malformed(
-            [{**item, "loc": ("body", *_fields(item["loc"]))} for item in error.errors(include_url=False)]
+            WrongShape, [{**item, "loc": ("body", *_fields(item["loc"]))} for item in error.errors(include_url=False)]
         ) from None
 
 
@@ -75,12 +89,12 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"the request body has more than {max_bytes} bytes, which is the most this service takes")
 
 
-def _malformed(found: list[Any]) -> MalformedBody:
+def _malformed(kind: type[MalformedBody], found: list[Any]) -> MalformedBody:
     lines = [str(_shown(item)) for item in found[:_MOST_ERRORS]]
     if len(found) > _MOST_ERRORS:
         lines.append(f"... and {len(found) - _MOST_ERRORS} more")
     count = f"{len(found)} validation error{'s' if len(found) > 1 else ''}"
-    return MalformedBody(f"{count}:\n  " + "\n  ".join(lines), ".".join(found[0]["loc"]))
+    return kind(f"{count}:\n  " + "\n  ".join(lines), ".".join(found[0]["loc"]))
 
 
 def _shown(item: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,14 @@ class MalformedBody(InvalidRequest):
     """The body is not JSON, or not JSON of the shape that the route takes."""
 
 
+class WrongShape(MalformedBody):
+    """The body is JSON, but not of the shape that the route takes."""
+
+
+class WrongContentType(MalformedBody):
+    """The body does not call itself JSON."""
+
+
 class BodyTooLarge(PoolingError):
     """The body has more bytes than this service takes."""
 
@@ -34,6 +42,9 @@ class BodyTooLarge(PoolingError):
 class ApiNotServed(UnsupportedTask):
     """No model that was asked for can answer on this route."""
 
+
+# What the routes refuse before the router hears of it, which therefore must be counted at the door.
+REFUSED_AT_THE_DOOR = (MalformedBody, BodyTooLarge, UnknownModel, ApiNotServed)
 
 # The most special class of an error decides. PoolingError stands for what no caller can help.
 STATUSES: dict[type[PoolingError], tuple[int, str]] = {

@@ -1,5 +1,7 @@
 """What a request says in its headers: how long it may take, and what its answer is to be called."""
 
+from uuid import uuid4
+
 from starlette.requests import Request
 
 from pooling.errors import InvalidRequest
@@ -25,5 +27,5 @@ def timeout_s(request: Request) -> float | None:
 
 
 def response_id(prefix: str, request: Request, body_id: str | None) -> str:
-    """The `id` of the answer: named by the body, else by X-Request-Id, which Serve draws where the client sent none."""
-    return f"{prefix}-{body_id or request.headers.get('x-request-id', '')}"
+    """The `id` of the answer: named by the body, else by X-Request-Id, which Serve draws where none was sent."""
+    return f"{prefix}-{body_id or request.headers.get('x-request-id') or uuid4().hex[:16]}"

@@ -10,7 +10,8 @@ from deployments.http.body import read_body
 from deployments.http.encode import Listing, encode
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
-from deployments.http.schemas import EmbeddingBody
+from deployments.http.prompts import prompts
+from deployments.http.schemas.pooling import EmbeddingBody, embedding_kind
 
 if TYPE_CHECKING:
     from deployments.router import Router
@@ -24,11 +25,14 @@ class OpenAIRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """One vector for each input."""
-        body = await read_body(request, EmbeddingBody, self._router.limits)
+        body: EmbeddingBody = await read_body(request, embedding_kind, self._router.limits)
+        return await self.answer(body, request)
+
+    async def answer(self, body: EmbeddingBody, request: Request) -> Response:
         model = self._router.pick(body.model, "embed")
         if "embed" not in model.card.tasks:
             raise ApiNotServed("The model does not support Embeddings API")
-        asked = body.request("embed", body.dimensions)
+        asked = body.request(await prompts(body, model), "embed", body.dimensions)
         answer = await self._router.answer(model, asked, timeout_s(request))
         head = {
             "id": response_id("embd", request, body.request_id),
@@ -37,4 +41,5 @@ class OpenAIRoutes:
             "model": model.name,
         }
         listing = Listing(head, "embedding", "embedding", answer.prompt_tokens)
-        return await encode(listing, answer.output, body.encoding_format or "float")
+        with self._router.metrics.encoding(model.name, "embed"):
+            return await encode(listing, answer.output, body.wire)

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from deployments.http.body import read_body
 from deployments.http.encode import Listing, encode
 from deployments.http.headers import response_id, timeout_s
-from deployments.http.schemas import PoolBody
+from deployments.http.prompts import prompts
+from deployments.http.schemas.pooling import PoolBody, pool_kind
 from pooling.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -24,11 +25,15 @@ class PoolingRoutes:
 
     async def pooling(self, request: Request) -> Response:
         """The pooled vectors of each input: one, or one for each token, as the task says."""
-        body = await read_body(request, PoolBody, self._router.limits)
+        body: PoolBody = await read_body(request, pool_kind, self._router.limits)
+        return await self.answer(body, request)
+
+    async def answer(self, body: PoolBody, request: Request) -> Response:
         model = self._router.pick(body.model, body.task)
         if body.dimensions is not None:  # as in vLLM; /v1/embeddings has them
             raise InvalidRequest("dimensions is currently not supported (parameter=dimensions)", "dimensions")
-        answer = await self._router.answer(model, body.request(body.task), timeout_s(request))
+        asked = body.request(await prompts(body, model), body.task)
+        answer = await self._router.answer(model, asked, timeout_s(request))
         head = {
             "id": response_id("pooling", request, body.request_id),
             "object": "list",
@@ -36,4 +41,5 @@ class PoolingRoutes:
             "model": model.name,
         }
         listing = Listing(head, "pooling", "data", answer.prompt_tokens)
-        return await encode(listing, answer.output, body.encoding_format or "float")
+        with self._router.metrics.encoding(model.name, body.task or model.card.tasks[0]):
+            return await encode(listing, answer.output, body.wire)

@@ -7,8 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments import metrics
+from deployments.config import ONGOING_REQUESTS
 from deployments.http.errors import dumps
 from pooling import __version__
+from pooling.loading.card import ModelCard
 
 if TYPE_CHECKING:
     from deployments.router import Router
@@ -32,6 +34,34 @@ class SystemRoutes:
 
     async def version(self, _: Request) -> Response:
         return _json({"version": __version__})
+
+    async def load(self, _: Request) -> Response:
+        """How many requests are being answered now, by all routers together."""
+        return _json({"server_load": await self._router.load()})
+
+    async def info(self, _: Request) -> Response:
+        """What TEI tells of its one model, here of the default one."""
+        model, limits = self._router.models[0], self._router.limits
+        card = model.card
+        return _json(
+            {
+                "model_id": model.name,
+                "model_sha": None,
+                "model_dtype": model.dtype,
+                "served_model_name": model.name,
+                "model_type": _model_type(card),
+                "max_concurrent_requests": ONGOING_REQUESTS,
+                "max_input_length": card.max_model_len,
+                "max_batch_tokens": model.admission.limit,
+                "max_batch_requests": None,
+                "max_client_batch_size": limits.max_inputs,
+                "auto_truncate": True,
+                "tokenization_workers": 1,
+                "version": __version__,
+                "sha": None,
+                "docker_label": None,
+            }
+        )
 
     async def metrics(self, _: Request) -> Response:
         """The counts of all routers and engines, as Prometheus text."""
@@ -62,6 +92,21 @@ class SystemRoutes:
             "max_model_len": max_model_len,
             "permission": [permission],
         }
+
+
+# TEI's words for how a model pools.
+_TEI_POOLING = {"CLS": "cls", "MEAN": "mean", "LAST": "last_token"}
+
+
+def _model_type(card: ModelCard) -> dict[str, Any]:
+    if not card.labels:
+        kind = card.pooler.pooling_type
+        return {"embedding": {"pooling": _TEI_POOLING.get(kind, kind.lower())}}
+    labels = {
+        "id2label": {str(column): label for column, label in enumerate(card.labels)},
+        "label2id": {label: column for column, label in enumerate(card.labels)},
+    }
+    return {"reranker" if card.scoring == "cross_encoder" else "classifier": labels}
 
 
 def _json(body: Any) -> Response:

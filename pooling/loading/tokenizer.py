@@ -1,5 +1,6 @@
 """TextTokenizer: the model's own tokenizer, in batches, without its stored padding and truncation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,6 +10,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import AutoTokenizer
 
 from pooling.errors import CheckpointError
+from pooling.loading.chat_template import ChatTemplate
 from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
@@ -40,6 +42,7 @@ class TextTokenizer:
         chat_template: str | None = None,
         named_tokens: dict[str, str] | None = None,
         marks_second: bool = False,
+        chat: ChatTemplate | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -51,6 +54,7 @@ class TextTokenizer:
         self.chat_template = chat_template
         self.named_tokens = named_tokens or {}
         self.marks_second = marks_second
+        self.chat = chat
         self.special_tokens = int(backend.num_special_tokens_to_add(False))
         self.max_chars_per_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
 
@@ -84,6 +88,7 @@ class TextTokenizer:
             templates.get("default") if isinstance(templates, dict) else templates,
             tokenizer.special_tokens_map,
             "token_type_ids" in tokenizer.model_input_names,
+            ChatTemplate.of(tokenizer),
         )
 
     def id_of(self, token: str) -> int | None:
@@ -119,6 +124,19 @@ class TextTokenizer:
             (_ids(one), np.array([stop - 1 if stop > start else -1 for start, stop in one.offsets], np.int64))
             for one in encoded
         ]
+
+    def detail(self, texts: list[str], special: bool) -> list[Encoding]:
+        """Whole texts with everything the tokenizer knows of each token: its string, place and kind."""
+        return list(self._backend.encode_batch(texts, add_special_tokens=special))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; those that the vocabulary lacks have none."""
+        known = [token for token in ids if self._backend.id_to_token(token) is not None]
+        return str(self._backend.decode(known, skip_special_tokens=skip_special_tokens))
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary writes each token; empty for ids that it lacks."""
+        return [self._backend.id_to_token(int(token)) or "" for token in ids]
 
     def encode_cut(self, texts: list[str], special: bool, limit: int, side: Side | None) -> list[Ids]:
         """Texts cut to `limit` tokens. Without a side the tokenizer's own, special tokens kept;

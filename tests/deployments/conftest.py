@@ -1,17 +1,17 @@
 """One real Ray cluster with Serve behind HAProxy for all tests of this directory, and two apps on it.
 
-`raypool` at /: two models, one of them in two replicas. `guarded` at /guarded:
-keys, small limits, two routers.
+`raypool` at /: a model of each kind, one of them in two replicas. `guarded` at
+/guarded: keys, small limits, two routers.
 """
 
 import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -23,6 +23,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import ray
     from ray import serve
+
+if TYPE_CHECKING:
+    from tests.deployments.local import LocalRouter
 
 KEYS = ["first-key", "second-key"]
 # Steps of 256 tokens: small enough that a test's request is worth cutting up.
@@ -45,7 +48,38 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def service(checkpoint: Callable[[str], Path]) -> Iterator[Service]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where each model of tests/deployments/models.py is."""
+    from tests.deployments.models import WRITERS
+
+    return {name: str(write(tmp_path_factory.mktemp(name))) for name, write in WRITERS.items()}
+
+
+@pytest.fixture(scope="session")
+def local(models: dict[str, str]) -> "Iterator[LocalRouter]":
+    """A router without Ray, with one model of each kind."""
+    from deployments.config import ServiceConfig
+    from tests.deployments.local import LocalRouter
+
+    sources = {"minilm": MINILM, **models}
+    config = {"models": [{"source": source, "name": name, "dtype": "float32"} for name, source in sources.items()]}
+    router = LocalRouter(ServiceConfig.model_validate(config))
+    yield router
+    router.close()
+
+
+@pytest.fixture
+async def app(local: "LocalRouter") -> AsyncIterator[httpx.AsyncClient]:
+    """A client of that router's HTTP surface."""
+    from deployments.http.app import build_http
+
+    transport = httpx.ASGITransport(build_http(local), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://local") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def service(checkpoint: Callable[[str], Path], models: dict[str, str]) -> Iterator[Service]:
     from deployments.app import build
     from deployments.config import ServiceConfig
 
@@ -73,6 +107,10 @@ def service(checkpoint: Callable[[str], Path]) -> Iterator[Service]:
                         "replicas": 2,
                         "max_batch_tokens": STEP_TOKENS,
                     },
+                    *(
+                        {"source": source, "name": name, "dtype": "float32", "num_cpus": 0.1}
+                        for name, source in models.items()
+                    ),
                 ]
             }
         )

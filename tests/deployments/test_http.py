@@ -8,7 +8,7 @@ import pytest
 
 from deployments.http import errors as http_errors
 from deployments.http.body import _brief
-from deployments.http.encode import _PIECE_BYTES, Encoding, Listing, encode
+from deployments.http.encode import _PIECE_BYTES, Encoding, Listing, Wire, encode
 from deployments.http.errors import STATUSES, error_response, status_of
 from deployments.inputs import as_inputs
 from pooling import errors
@@ -71,7 +71,7 @@ def test_what_may_pass_later_says_when(status: int) -> None:
 async def test_what_is_encoded_in_pieces_is_whole_and_in_order(rows: int, encoding: Encoding) -> None:
     data = np.random.default_rng(0).standard_normal((rows, 64)).astype(np.float32)
     assert rows < 3_000 or data.nbytes > 4 * _PIECE_BYTES
-    body = json.loads((await encode(LISTING, PooledOutput(data), encoding)).body)
+    body = json.loads((await encode(LISTING, PooledOutput(data), Wire(encoding))).body)
     assert (body["id"], body["usage"]["total_tokens"]) == ("embd-1", 9)
     assert [item["index"] for item in body["data"]] == list(range(rows))
     vectors = [decoded(item["embedding"]) for item in body["data"]]
@@ -80,7 +80,7 @@ async def test_what_is_encoded_in_pieces_is_whole_and_in_order(rows: int, encodi
 
 async def test_a_token_task_has_one_row_for_each_token() -> None:
     output = PooledOutput(np.arange(10, dtype=np.float32).reshape(5, 2), np.array([2, 3], np.int32))
-    body = json.loads((await encode(LISTING, output, "float")).body)
+    body = json.loads((await encode(LISTING, output, Wire("float"))).body)
     assert [item["embedding"] for item in body["data"]] == [[[0, 1], [2, 3]], [[4, 5], [6, 7], [8, 9]]]
 
 

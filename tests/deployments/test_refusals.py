@@ -60,7 +60,14 @@ REFUSALS: list[tuple[str, str, Any, tuple[int, str], str | None, str]] = [
     ("dimensions there", POOL, {"input": "a", "dimensions": 384}, BAD_REQUEST, "dimensions", "currently not supported"),
     ("an unknown prompt", EMBED, {"input": "a", "prompt_name": "q"}, BAD_REQUEST, "prompt_name", "Unknown prompt_name"),
     ("both names", EMBED, {"input": "a", "normalize": True, "use_activation": True}, BAD_REQUEST, "normalize", "both"),
-    ("a task of others", POOL, {"input": "a", "task": "classify"}, BAD_REQUEST, "task", "Unsupported task: 'classify'"),
+    (
+        "a task of others",
+        POOL,
+        {"input": "a", "task": "classify", "model": "bert"},
+        BAD_REQUEST,
+        "task",
+        "Unsupported task: 'classify'",
+    ),
     (
         "an unknown model",
         EMBED,

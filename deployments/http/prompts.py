@@ -1,0 +1,23 @@
+"""What a body asks to be read, as inputs of its model: texts and ids as they are, conversations as their ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from deployments.http.schemas.chat import ChatFields
+from deployments.http.schemas.pooling import InputFields
+from deployments.served import ServedModel
+from pooling.request import Prompt
+
+
+async def prompts(body: Any, model: ServedModel) -> Sequence[Prompt]:
+    """Raises InvalidRequest if there are conversations and the model has no template for them, or it refuses one."""
+    if isinstance(body, InputFields):
+        return body.inputs()
+    assert isinstance(body, ChatFields)
+    return await model.render(
+        body.conversations(),
+        add_special_tokens=body.add_special_tokens,  # type: ignore[attr-defined]  # every body with ChatFields has it
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs,
+    )

@@ -1,0 +1,93 @@
+"""Bodies of /v1/embeddings, /pooling and /classify: texts, ids or conversations."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from deployments.http.schemas.chat import ChatFields, holds_conversations
+from deployments.http.schemas.common import PoolingBody, Texts
+from deployments.inputs import as_inputs
+from pooling.errors import InvalidRequest
+from pooling.request import Prompt
+
+_Ids = Annotated[list[int], Field(fail_fast=True)]
+
+
+class InputFields(BaseModel):
+    """What a body takes that holds texts or token ids."""
+
+    input: _Ids | Annotated[list[_Ids], Field(fail_fast=True)] | str | Texts
+
+    def inputs(self) -> Sequence[Prompt]:
+        return as_inputs(self.input)
+
+
+class EmbeddingBody(PoolingBody):
+    """POST /v1/embeddings"""
+
+    dimensions: int | None = None
+
+
+class EmbeddingInput(InputFields, EmbeddingBody):
+    """POST /v1/embeddings of texts or token ids"""
+
+
+class EmbeddingChat(ChatFields, EmbeddingBody):
+    """POST /v1/embeddings of conversations"""
+
+    add_special_tokens: bool = False
+
+
+class PoolBody(PoolingBody):
+    """POST /pooling"""
+
+    # Every task of Raypool is known here; whether a model does it is the model's to say.
+    task: Literal["embed", "classify", "score", "reward", "token_embed", "token_classify"] | None = None
+    dimensions: int | None = None
+
+
+class PoolInput(InputFields, PoolBody):
+    """POST /pooling of texts or token ids"""
+
+
+class PoolChat(ChatFields, PoolBody):
+    """POST /pooling of conversations"""
+
+    add_special_tokens: bool = False
+
+
+class ClassifyBody(PoolingBody):
+    """POST /classify"""
+
+    softmax: bool | None = None
+
+    def activation(self) -> bool | None:
+        given = [value for value in (self.softmax, super().activation()) if value is not None]
+        if len(given) > 1:
+            raise InvalidRequest(
+                "give softmax or use_activation, not both: they are two names of one setting", "softmax"
+            )
+        return given[0] if given else None
+
+
+class ClassifyInput(InputFields, ClassifyBody):
+    """POST /classify of texts or token ids"""
+
+
+class ClassifyChat(ChatFields, ClassifyBody):
+    """POST /classify of conversations"""
+
+    add_special_tokens: bool = False
+
+
+def embedding_kind(data: Any) -> type[EmbeddingInput] | type[EmbeddingChat]:
+    return EmbeddingChat if holds_conversations(data) else EmbeddingInput
+
+
+def pool_kind(data: Any) -> type[PoolInput] | type[PoolChat]:
+    return PoolChat if holds_conversations(data) else PoolInput
+
+
+def classify_kind(data: Any) -> type[ClassifyInput] | type[ClassifyChat]:
+    return ClassifyChat if holds_conversations(data) else ClassifyInput

@@ -1,0 +1,134 @@
+"""Bodies of the score and rerank routes, in vLLM's, Cohere's and Jina's shapes at once."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.http.schemas.common import CommonBody
+from deployments.scorer import Asked
+from pooling.errors import InvalidRequest
+
+
+class ContentItem(BaseModel):
+    """vLLM's multi-modal document; the models served here read text alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    content: list[dict[str, Any]]
+
+
+class TextItem(BaseModel):
+    """A document as Jina and Cohere's first version write it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+
+
+_Side = str | ContentItem | Annotated[list[str | TextItem | ContentItem], Field(fail_fast=True)]
+
+
+class ScoringBody(CommonBody):
+    """What score and rerank share."""
+
+    max_tokens_per_query: int = 0
+    max_tokens_per_doc: int = 0
+    instruction: str | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def asked(self) -> Asked:
+        """Raises InvalidRequest for what no model here can follow."""
+        self.check()
+        for name in ("instruction", "chat_template", "chat_template_kwargs"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(f"{name} is for models with a template for scoring, which this one has not", name)
+        return Asked(
+            self.use_activation,
+            self.truncate_prompt_tokens,
+            self.truncation_side,
+            self.add_special_tokens,
+            self.prompt_name,
+            self.max_tokens_per_query or None,
+            self.max_tokens_per_doc or None,
+        )
+
+
+class QueriesAndDocuments(ScoringBody):
+    """POST /score"""
+
+    queries: _Side
+    documents: _Side
+
+    def sides(self) -> tuple[Any, Any]:
+        return self.queries, self.documents
+
+
+class QueriesAndItems(ScoringBody):
+    """POST /score"""
+
+    queries: _Side
+    items: _Side
+
+    def sides(self) -> tuple[Any, Any]:
+        return self.queries, self.items
+
+
+class Data(ScoringBody):
+    """POST /score"""
+
+    data_1: _Side
+    data_2: _Side
+
+    def sides(self) -> tuple[Any, Any]:
+        return self.data_1, self.data_2
+
+
+class TextPairs(ScoringBody):
+    """POST /score"""
+
+    text_1: _Side
+    text_2: _Side
+
+    def sides(self) -> tuple[Any, Any]:
+        return self.text_1, self.text_2
+
+
+ScoreBody = QueriesAndDocuments | QueriesAndItems | Data | TextPairs
+
+
+def score_kind(data: Any) -> type[QueriesAndDocuments] | type[QueriesAndItems] | type[Data] | type[TextPairs]:
+    """By the names under which the texts come."""
+    names = data if isinstance(data, dict) else ()
+    if "text_1" in names:
+        return TextPairs
+    if "data_1" in names:
+        return Data
+    if "queries" in names:
+        return QueriesAndItems if "items" in names else QueriesAndDocuments
+    return Data if "data_2" in names else TextPairs
+
+
+class RerankBody(ScoringBody):
+    """POST /rerank"""
+
+    query: str | ContentItem
+    documents: _Side
+    top_n: int | None = Field(None, ge=0)
+    return_documents: bool | None = None
+
+
+def rerank_kind(_: Any) -> type[RerankBody]:
+    return RerankBody
+
+
+def texts_of(side: Any, architecture: str) -> Sequence[str]:
+    """One text or several. Raises InvalidRequest for what holds more than text."""
+    items = side if isinstance(side, list) else [side]
+    texts = []
+    for item in items:
+        if isinstance(item, ContentItem):
+            raise InvalidRequest(f"MultiModalParam is not supported for {architecture}", "documents")
+        texts.append(item.text if isinstance(item, TextItem) else item)
+    return texts

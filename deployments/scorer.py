@@ -1,0 +1,174 @@
+"""How relevant documents are to queries: a cross-encoder reads the pairs, an embedding model's vectors are compared."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.served import ServedModel
+from pooling.loading.card import Scoring
+from pooling.request import Ids, PooledOutput, PoolingParams, PoolingRequest, Rows
+from pooling.scoring import check_scoring, compare, pair_up
+
+if TYPE_CHECKING:
+    from deployments.python_api import PythonApi
+
+Scores = NDArray[np.float32]
+_MAX_SIM: tuple[Scoring, ...] = ("max_sim", "mean_max_sim")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asks of every text; None keeps the model's choice, or cuts nothing."""
+
+    use_activation: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+    max_tokens_per_query: int | None = None
+    max_tokens_per_doc: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """scores [pairs] float32 in the order of the pairs, and how many tokens were read for them."""
+
+    scores: Scores
+    prompt_tokens: int
+
+
+async def score(
+    router: "PythonApi",
+    model: ServedModel,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    asked: Asked,
+    timeout_s: float | None = None,
+) -> Scored:
+    """1:1, 1:N (the query for each document) or N:N, one by one.
+
+    Raises UnsupportedTask if the model compares no texts, and what Router.answer raises.
+    """
+    kind = check_scoring(model.card)
+    pairs = pair_up(queries, documents)
+    if kind == "cross_encoder":
+        answer = await router.answer(model, _request(pairs, "score", asked), timeout_s)
+        return Scored(answer.output.data[:, 0], answer.prompt_tokens)
+    task = "token_embed" if kind in _MAX_SIM else "embed"
+    if model.card.sides:
+        return await _by_sides(router, model, queries, documents, task, asked, timeout_s)
+    first = await _side(model, queries, task, asked, "query")
+    second = await _side(model, documents, task, asked, "doc")
+    answer = await router.answer(model, replace(_request(queries, task, asked), inputs=[*first, *second]), timeout_s)
+    return Scored(compare_all(kind, *_parted(answer.output, len(first))), answer.prompt_tokens)
+
+
+async def _by_sides(
+    router: "PythonApi",
+    model: ServedModel,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    task: str,
+    asked: Asked,
+    timeout_s: float | None,
+) -> Scored:
+    """Of a model that reads queries and documents in two ways: two requests, side by side."""
+    sides: tuple[tuple[Literal["query", "document"], Sequence[str], int | None], ...] = (
+        ("query", queries, model.most_tokens(asked.max_tokens_per_query, "query")),
+        ("document", documents, model.most_tokens(asked.max_tokens_per_doc, "doc")),
+    )
+    requests = [
+        replace(
+            _request(texts, task, asked),
+            input_type=side,
+            truncate_prompt_tokens=_least(asked.truncate_prompt_tokens, most),
+        )
+        for side, texts, most in sides
+    ]
+    first, second = await asyncio.gather(*(router.answer(model, request, timeout_s) for request in requests))
+    kind = check_scoring(model.card)
+    return Scored(compare_all(kind, first.output, second.output), first.prompt_tokens + second.prompt_tokens)
+
+
+def _least(asked: int | None, most: int | None) -> int | None:
+    """The smaller of two limits, of which -1 and None are none."""
+    if most is None or asked is None or asked < 0:
+        return asked if most is None else most
+    return min(asked, most)
+
+
+def ranked(scores: Scores, top_n: int | None) -> list[int]:
+    """The places of the best scores, best first, equal ones in their own order; top_n None or 0: all of them."""
+    order: list[int] = np.argsort(-scores, kind="stable").tolist()
+    return order[:top_n] if top_n else order
+
+
+def compare_all(kind: Scoring, first: PooledOutput, second: PooledOutput) -> Scores:
+    """The similarity of each of `second` to its partner in `first`, or to the only one there: [pairs] float32.
+
+    As pooling.scoring.compare, in one product where vectors are compared.
+    """
+    if kind in _MAX_SIM:
+        queries, documents = first.rows(), second.rows()
+        partners = queries if len(queries) == len(documents) else queries * len(documents)
+        return np.array([compare(kind, a, b) for a, b in zip(partners, documents, strict=True)], np.float32)
+    return _similarity(kind, first.data, second.data).astype(np.float32)
+
+
+def _similarity(kind: Scoring, first: Rows, second: Rows) -> NDArray[np.float64]:
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    if kind == "euclidean":
+        distances: NDArray[np.float64] = np.linalg.norm(a - b, axis=1)
+        return -distances
+    if kind == "manhattan":
+        blocks: NDArray[np.float64] = np.abs(a - b).sum(axis=1)
+        return -blocks
+    products: NDArray[np.float64] = (a * b).sum(axis=1)
+    if kind == "dot":
+        return products
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: NDArray[np.float64] = products / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return cosines
+
+
+async def _side(
+    model: ServedModel, texts: Sequence[str], task: str, asked: Asked, which: Literal["query", "doc"]
+) -> Sequence[str] | list[Ids]:
+    """The texts of one side: as they are, or as ids where each may have only so many tokens."""
+    most = model.most_tokens(asked.max_tokens_per_query if which == "query" else asked.max_tokens_per_doc, which)
+    if most is None:
+        return texts
+    whole = asked.truncate_prompt_tokens
+    limit = _least(whole, most)
+    batch = await model.tokenize(replace(_request(texts, task, asked), truncate_prompt_tokens=limit))
+    return np.split(batch.ids, batch.offsets()[1:-1])
+
+
+def _parted(output: PooledOutput, first: int) -> tuple[PooledOutput, PooledOutput]:
+    """The answers of the first inputs, and those of the rest."""
+    if output.lengths is None:
+        return PooledOutput(output.data[:first]), PooledOutput(output.data[first:])
+    rows = int(output.lengths[:first].sum())
+    return (
+        PooledOutput(output.data[:rows], output.lengths[:first]),
+        PooledOutput(output.data[rows:], output.lengths[first:]),
+    )
+
+
+def _request(inputs: Sequence[str] | Sequence[tuple[str, str]], task: str, asked: Asked) -> PoolingRequest:
+    pairs = task == "score"
+    return PoolingRequest(
+        inputs,
+        task,
+        PoolingParams(asked.use_activation),
+        asked.truncate_prompt_tokens,
+        asked.truncation_side,
+        asked.add_special_tokens,
+        None if pairs else asked.prompt_name,
+        asked.max_tokens_per_query if pairs else None,
+        asked.max_tokens_per_doc if pairs else None,
+    )
