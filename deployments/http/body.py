@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from deployments.config import Limits
 from deployments.http.errors import BodyTooLarge, MalformedBody, WrongContentType, WrongShape
+from deployments.http.headers import mark_arrival
 from pooling.errors import DeadlineExceeded
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -37,6 +38,7 @@ async def read_json(request: Request, limits: Limits) -> Any:
     Raises BodyTooLarge as soon as more than is allowed has come, DeadlineExceeded
     if it takes for ever to come, WrongContentType or MalformedBody if it is no JSON.
     """
+    mark_arrival(request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" and not (
         content_type.startswith("application/") and content_type.endswith("+json")

@@ -6,6 +6,8 @@ import httpx
 import numpy as np
 import pytest
 
+from deployments.http.schemas.chat import ChatMessage
+
 EMBED, POOL, CLASSIFY = "/v1/embeddings", "/pooling", "/classify"
 HI = [{"role": "user", "content": "ba be"}]
 RENDERED = "user: ba be\n"
@@ -66,6 +68,9 @@ async def test_the_text_parts_of_a_message_are_joined(app: httpx.AsyncClient) ->
     as_parts, _ = await vectors(app, messages=[{"role": "user", "content": parts}])
     joined, _ = await vectors(app, messages=[{"role": "user", "content": "ba\nbe"}])
     np.testing.assert_array_equal(as_parts, joined)
+    # By a line break, which this tokenizer takes for any other space.
+    said = ChatMessage.model_validate({"role": "user", "content": parts})
+    assert said.plain() == {"role": "user", "content": "ba\nbe"}
 
 
 async def test_pooling_and_classify_read_conversations_too(app: httpx.AsyncClient) -> None:

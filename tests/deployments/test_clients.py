@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 import tiktoken
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, constants
 from huggingface_hub.errors import HfHubHTTPError
 from langchain_openai import OpenAIEmbeddings
 from transformers import AutoTokenizer
@@ -95,7 +95,10 @@ def test_langchain_embeds(
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_the_inference_client_of_the_hub_works_on_teis_routes(service: Service, handle: Any, expected: Any) -> None:
+def test_the_inference_client_of_the_hub_works_on_teis_routes(
+    service: Service, handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it asks the service alone
     client = InferenceClient(token="none")
     found = client.feature_extraction(TEXTS[0], model=f"{service.url}/embed", normalize=True, truncate=True)
     assert found.dtype == np.float32

@@ -28,6 +28,7 @@ def hard_numbers(most: float) -> np.ndarray:
     draw = np.random.default_rng(0)
     spread = draw.standard_normal(20_000) * 10.0 ** draw.integers(-9, 3, 20_000)
     halves = np.array([bits << 20 for bits in range(1 << 11)], np.uint32).view(np.float32)
+    halves = np.concatenate([halves, np.array([bits << 15 for bits in range(1 << 16)], np.uint32).view(np.float32)])
     halves = halves[np.isfinite(halves)]
     beside = np.concatenate([halves, np.nextafter(halves, np.float32(0)), np.nextafter(halves, np.float32(np.inf))])
     numbers = np.concatenate([spread.astype(np.float32), beside, [0.0, most]]).astype(np.float32)

@@ -120,6 +120,8 @@ async def test_equal_scores_keep_the_order_of_the_documents(app: httpx.AsyncClie
     found = (await app.post("/rerank", json=body)).json()["results"]
     assert [item["index"] for item in found] == [1, 3, 0, 2, 4]
     assert ranked(np.array([1.0, 2.0, 1.0], np.float32), 2) == [1, 0]
+    many = np.tile(np.array([1.0, 2.0], np.float32), 500)
+    assert ranked(many, None) == [*range(1, 1_000, 2), *range(0, 1_000, 2)]
 
 
 @pytest.mark.parametrize("model", MODELS)
