@@ -131,8 +131,7 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; those that the vocabulary lacks have none."""
-        known = [token for token in ids if self._backend.id_to_token(token) is not None]
-        return str(self._backend.decode(known, skip_special_tokens=skip_special_tokens))
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def strings(self, ids: Sequence[int]) -> list[str]:
         """How the vocabulary writes each token; empty for ids that it lacks."""
