@@ -7,6 +7,7 @@ from typing import Literal
 from deployments.inputs import as_inputs
 from deployments.scorer import Asked, Scores, ranked, score
 from deployments.served import Answered, ServedModel
+from pooling.loading.card import InputType
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 
 Inputs = str | Ids | Sequence[Prompt] | Sequence[int]
@@ -16,7 +17,9 @@ class PythonApi:
     """The methods of the router's handle.
 
     Arguments that they share: `model`, None for the default one;
-    `prompt_name`, a prompt of the model to put before every text;
+    `prompt_name`, a prompt of the model to put before every text; `input_type`,
+    the side of a search that texts are on; `instruction`, what a template for
+    scoring tells the model;
     `truncate_prompt_tokens`, None to refuse an input that is too long, -1 to
     cut it to what the model takes, k to cut it to k tokens; `timeout_s`, None
     for the service's own limit.
@@ -37,6 +40,7 @@ class PythonApi:
         dimensions: int | None = None,
         normalize: bool | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
         truncate_prompt_tokens: int | None = None,
         timeout_s: float | None = None,
     ) -> Rows:
@@ -48,6 +52,7 @@ class PythonApi:
             dimensions=dimensions,
             normalize=normalize,
             prompt_name=prompt_name,
+            input_type=input_type,
             truncate_prompt_tokens=truncate_prompt_tokens,
             timeout_s=timeout_s,
         )
@@ -99,6 +104,7 @@ class PythonApi:
         documents: str | Sequence[str],
         *,
         model: str | None = None,
+        instruction: str | None = None,
         use_activation: bool | None = None,
         truncate_prompt_tokens: int | None = None,
         timeout_s: float | None = None,
@@ -106,7 +112,7 @@ class PythonApi:
         """How relevant each document is to its query: [documents] float32. 1:1, 1:N or N:N, one by one."""
         served = self.pick(model, "score")
         first, second = ([side] if isinstance(side, str) else list(side) for side in (queries, documents))
-        asked = Asked(use_activation, truncate_prompt_tokens)
+        asked = Asked(use_activation, truncate_prompt_tokens, instruction=instruction)
         return (await score(self, served, first, second, asked, timeout_s)).scores
 
     async def rerank(
@@ -116,6 +122,7 @@ class PythonApi:
         *,
         model: str | None = None,
         top_n: int | None = None,
+        instruction: str | None = None,
         use_activation: bool | None = None,
         truncate_prompt_tokens: int | None = None,
         timeout_s: float | None = None,
@@ -125,6 +132,7 @@ class PythonApi:
             query,
             documents,
             model=model,
+            instruction=instruction,
             use_activation=use_activation,
             truncate_prompt_tokens=truncate_prompt_tokens,
             timeout_s=timeout_s,
@@ -140,6 +148,7 @@ class PythonApi:
         dimensions: int | None = None,
         normalize: bool | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
         truncate_prompt_tokens: int | None = None,
         truncation_side: Literal["left", "right"] | None = None,
         add_special_tokens: bool = True,
@@ -154,6 +163,7 @@ class PythonApi:
             truncation_side,
             add_special_tokens,
             prompt_name,
+            input_type=input_type,
         )
         return (await self.answer(self.pick(model, task), request, timeout_s)).output
 

@@ -31,6 +31,7 @@ class Asked:
     prompt_name: str | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,8 @@ def _request(inputs: Sequence[str] | Sequence[tuple[str, str]], task: str, asked
         asked.truncate_prompt_tokens,
         asked.truncation_side,
         asked.add_special_tokens,
-        None if pairs else asked.prompt_name,
+        asked.prompt_name,
         asked.max_tokens_per_query if pairs else None,
         asked.max_tokens_per_doc if pairs else None,
+        instruction=asked.instruction,
     )

@@ -14,6 +14,7 @@ from deployments.engines import answer_bytes
 from pooling.errors import InputTooLong, InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingRequest
+from pooling.sparse import SparseView
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -133,6 +134,10 @@ class ServedModel:
             return self._intake.tokenize_text(text, add_special_tokens)
 
         return await self._run(sum(sizes), lambda: [ids_of(conversation) for conversation in conversations])
+
+    def sparse(self) -> SparseView:
+        """The model's answers as the weights of words. Raises UnsupportedTask if it weighs none."""
+        return SparseView(self.card, self._intake.tokenizer)
 
     def strings(self, ids: Sequence[int]) -> list[str]:
         """How the vocabulary writes each token."""

@@ -18,9 +18,15 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch import nn
-from transformers import BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, ModernBertForMaskedLM
+from transformers import (
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ModernBertForMaskedLM,
+    XLMRobertaModel,
+)
 
-from tests.checkpoints import FAMILIES, HIDDEN
+from tests.checkpoints import FAMILIES, HIDDEN, write_sentence_transformers
 from tests.checkpoints.writing import sharpen
 from tests.reference import Rows
 
@@ -92,6 +98,22 @@ def multi_vector(directory: Path, first: Transformer, **settings: Any) -> MultiV
     encoder = MultiVectorEncoder(modules=modules, **settings).eval()
     encoder.save(str(directory / "model"))
     return encoder
+
+
+def bge_m3(directory: Path) -> None:
+    """Written to `directory`: the layers of an XLM-R, and the two linear layers beside them that make it a bge-m3."""
+    headed, tokenizer = FAMILIES["xlmr"].build()
+    layers = XLMRobertaModel(headed.config, add_pooling_layer=False)
+    sharpen(layers, seed=8)
+    layers.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_sentence_transformers(directory, "cls", normalize=True, max_seq_length=320)
+    for name, width in (("sparse", 1), ("colbert", HIDDEN)):
+        layer = drawn(torch.nn.Linear(HIDDEN, width), seed=width)
+        if name == "sparse":
+            with torch.no_grad():
+                layer.bias.sub_(2.0)  # so that about as many words have no weight as have one
+        torch.save(layer.state_dict(), directory / f"{name}_linear.pt")
 
 
 def alone(encode: Any, texts: Sequence[str], **settings: Any) -> list[Rows]:

@@ -91,6 +91,7 @@ def _routes(router: "Router") -> list[tuple[str, str, Any, Told]]:
         tei=True,
     )
     per_token = Told((tei.EmbedAllBody,), list[list[list[float]]], tei=True, vllm=False)
+    sparse = Told((tei.EmbedSparseBody,), list[list[answers.TEIWeight]], tei=True, vllm=False)
     similar = Told((tei.SimilarityBody,), list[float], tei=True, vllm=False)
     decoded = Told((tei.DecodeBody,), list[str], tei=True, vllm=False)
     tokenized = Told(
@@ -113,6 +114,7 @@ def _routes(router: "Router") -> list[tuple[str, str, Any, Told]]:
         ("POST", "/invocations", invocations.invocations, every),
         ("POST", "/embed", text.at(TEIRoutes.embed), vectors),
         ("POST", "/embed_all", text.at(TEIRoutes.embed_all), per_token),
+        ("POST", "/embed_sparse", text.at(TEIRoutes.embed_sparse), sparse),
         ("POST", "/predict", text.at(TEIRoutes.predict), labels),
         ("POST", "/similarity", text.at(TEIRoutes.similarity), similar),
         ("POST", "/decode", text.at(TEIRoutes.decode), decoded),

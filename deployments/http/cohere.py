@@ -11,7 +11,7 @@ from starlette.responses import Response
 from deployments.http.body import read_body
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
-from deployments.http.packing import PACKINGS, EmbeddingType
+from deployments.http.packing import EmbeddingType, Packing, packing_of
 from deployments.http.schemas.chat import ChatMessage
 from deployments.http.schemas.cohere import CohereEmbedBody, cohere_embed_kind
 from deployments.served import ServedModel
@@ -51,12 +51,13 @@ class CohereRoutes:
             "left" if body.truncate == "START" else None,
             prompt_name=prompt_name,
         )
+        packings = {kind: packing_of(kind, model.card, asked.params) for kind in body.embedding_types or _DEFAULT_TYPES}
         if body.truncate == "NONE" and body.max_tokens is not None:
             await _refuse_longer(body.max_tokens, asked, model)
         answer = await self._router.answer(model, asked, timeout_s(request))
         found = {
             "id": response_id("embd", request, None),
-            "embeddings": await _embeddings(body, answer.output),
+            "embeddings": await _embeddings(packings, answer.output),
             **({"texts": body.texts} if body.texts else {}),
             "meta": {
                 "api_version": {"version": "2"},
@@ -68,14 +69,13 @@ class CohereRoutes:
         return Response(content, media_type="application/json")
 
 
-async def _embeddings(body: CohereEmbedBody, output: PooledOutput) -> dict[str, Any]:
+async def _embeddings(packings: dict[EmbeddingType, Packing], output: PooledOutput) -> dict[str, Any]:
     """Every type as JSON that is written already, so that a large answer is written in a thread."""
-    types = dict.fromkeys(body.embedding_types or _DEFAULT_TYPES)
 
     def written() -> dict[str, Any]:
         return {
-            kind: orjson.Fragment(orjson.dumps(PACKINGS[kind](output.data), option=orjson.OPT_SERIALIZE_NUMPY))
-            for kind in types
+            kind: orjson.Fragment(orjson.dumps(pack(output.data), option=orjson.OPT_SERIALIZE_NUMPY))
+            for kind, pack in packings.items()
         }
 
     return await asyncio.to_thread(written) if output.data.size > _LARGE_VALUES else written()

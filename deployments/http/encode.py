@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from deployments.http.numbers import EmbedDtype, Endianness, as_numbers
+from deployments.http.packing import Packing
 from pooling.errors import InvalidRequest
 from pooling.request import PooledOutput
 
@@ -59,18 +61,33 @@ def usage(prompt_tokens: int) -> dict[str, Any]:
     }
 
 
-async def encode(listing: Listing, output: PooledOutput, wire: Wire) -> Response:
-    """The response with every vector of `output`, in order. Raises InvalidRequest if it cannot be written so."""
-    build = _json if wire.encoding in ("float", "base64") else _bytes
+async def encode(listing: Listing, output: PooledOutput, wire: Wire, pack: Packing | None = None) -> Response:
+    """The response with every vector of `output`, in order; pack: what is written instead of the numbers of each.
+
+    Raises InvalidRequest if it cannot be written so.
+    """
+    if pack is not None:
+        build: Callable[[Listing, PooledOutput, Wire], Response] = partial(_packed, pack)
+    else:
+        build = _json if wire.encoding in ("float", "base64") else _bytes
     if output.data.size * _CHARS_PER_VALUE[wire.encoding] > _LARGE_BYTES:
         return await asyncio.to_thread(build, listing, output, wire)
     return build(listing, output, wire)
 
 
+def _packed(pack: Packing, listing: Listing, output: PooledOutput, _: Wire) -> Response:
+    items = [
+        {"index": index, "object": listing.kind, listing.field: one} for index, one in enumerate(pack(output.data))
+    ]
+    return _listed(listing, orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+
+
 def _json(listing: Listing, output: PooledOutput, wire: Wire) -> Response:
     numbers = output.data if wire.encoding == "float" else as_numbers(output.data, wire.dtype, wire.endianness)
-    rows = output.split(numbers)
-    data = b",".join(_pieces(listing, rows, wire.encoding))
+    return _listed(listing, b",".join(_pieces(listing, output.split(numbers), wire.encoding)))
+
+
+def _listed(listing: Listing, data: bytes) -> Response:
     head, last = orjson.dumps(listing.head)[:-1], orjson.dumps(usage(listing.prompt_tokens))
     return Response(b'%b,"data":[%b],"usage":%b}' % (head, data, last), media_type="application/json")
 

@@ -10,6 +10,7 @@ from deployments.http.body import read_body
 from deployments.http.encode import Listing, encode
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
+from deployments.http.packing import packing_of
 from deployments.http.prompts import prompts
 from deployments.http.schemas.pooling import EmbeddingBody, embedding_kind
 
@@ -33,6 +34,7 @@ class OpenAIRoutes:
         if "embed" not in model.card.tasks:
             raise ApiNotServed("The model does not support Embeddings API")
         asked = body.request(await prompts(body, model), "embed", body.dimensions)
+        pack = None if body.embedding_type == "float" else packing_of(body.embedding_type, model.card, asked.params)
         answer = await self._router.answer(model, asked, timeout_s(request))
         head = {
             "id": response_id("embd", request, body.request_id),
@@ -42,4 +44,4 @@ class OpenAIRoutes:
         }
         listing = Listing(head, "embedding", "embedding", answer.prompt_tokens)
         with self._router.metrics.encoding(model.name, "embed"):
-            return await encode(listing, answer.output, body.wire)
+            return await encode(listing, answer.output, body.wire, pack)

@@ -12,6 +12,8 @@ from deployments.http.headers import response_id, timeout_s
 from deployments.http.prompts import prompts
 from deployments.http.schemas.pooling import PoolBody, pool_kind
 from pooling.errors import InvalidRequest
+from pooling.request import PooledOutput
+from pooling.tasks import parts_of
 
 if TYPE_CHECKING:
     from deployments.router import Router
@@ -42,4 +44,11 @@ class PoolingRoutes:
         }
         listing = Listing(head, "pooling", "data", answer.prompt_tokens)
         with self._router.metrics.encoding(model.name, body.task or model.card.tasks[0]):
-            return await encode(listing, answer.output, body.wire)
+            return await encode(listing, _in_a_line(answer.output, body.task), body.wire)
+
+
+def _in_a_line(output: PooledOutput, task: str | None) -> PooledOutput:
+    """The numbers of several tasks, which come one in a row, as one list for each input."""
+    if len(parts_of(task or "")) == 1:
+        return output
+    return PooledOutput(output.data[:, 0], output.lengths, output.timing)

@@ -18,6 +18,7 @@ from deployments.http.schemas.tei import (
     DecodeBody,
     EmbedAllBody,
     EmbedBody,
+    EmbedSparseBody,
     PredictBody,
     SimilarityBody,
     TextsBody,
@@ -86,6 +87,20 @@ class TEIRoutes:
         """One vector for each token of each input, as the model makes it."""
         body = judge(EmbedAllBody, data)
         return await _json(await self._vectors(body, "token_embed", PoolingParams(use_activation=False), request))
+
+    @_in_tei_words
+    async def embed_sparse(self, data: Any, request: Request) -> Response:
+        """The words that weigh something in each input, by their token ids."""
+        body = judge(EmbedSparseBody, data)
+        model = self._router.pick(body.model, None)
+        view = model.sparse()  # refuses what weighs no words
+        # Read here once, and sent as ids: of bge-m3 the answer is by token, and its word is needed too.
+        batch = await model.tokenize(self._asked(body, view.task, PoolingParams()))
+        inputs = np.split(batch.ids, batch.offsets()[1:-1])
+        asked = PoolingRequest(inputs, view.task, batch.params)
+        rows = (await self._router.answer(model, asked, timeout_s(request))).output.rows()
+        weights = [view.weights(row, ids, batch.params) for row, ids in zip(rows, inputs, strict=True)]
+        return await _json([[{"index": id, "value": value} for id, value in one.items()] for one in weights])
 
     @_in_tei_words
     async def predict(self, data: Any, request: Request) -> Response:
@@ -160,11 +175,13 @@ class TEIRoutes:
 
     async def _vectors(self, body: EmbedAllBody, task: str, params: PoolingParams, request: Request) -> list[Rows]:
         model = self._pick(body.model, task, "Model is not an embedding model")
+        return (await self._router.answer(model, self._asked(body, task, params), timeout_s(request))).output.rows()
+
+    def _asked(self, body: EmbedAllBody, task: str, params: PoolingParams) -> PoolingRequest:
         prompts = body.prompts()
         if not prompts or any(isinstance(prompt, Sized) and not len(prompt) for prompt in prompts):
             raise EmptyInput("Input validation error: `inputs` cannot be empty", "inputs")
-        asked = PoolingRequest(prompts, task, params, body.limit, body.side, prompt_name=body.prompt_name)
-        return (await self._router.answer(model, asked, timeout_s(request))).output.rows()
+        return PoolingRequest(prompts, task, params, body.limit, body.side, prompt_name=body.prompt_name)
 
     async def _classified(
         self, model: ServedModel, inputs: Sequence[Prompt], body: PredictBody, request: Request

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import XLMRobertaModel
 
 from pooling import LLM, PoolingParams, PoolingRequest
 from pooling.errors import CheckpointError, InvalidRequest, UnsupportedTask
 from pooling.forward import PackedForward
-from tests.checkpoints import FAMILIES, HIDDEN, write_sentence_transformers
-from tests.checkpoints.writing import sharpen
+from tests.checkpoints import HIDDEN
 from tests.reference import Reference, Rows, relative_error
-from tests.sentence_encoders import ROUNDING, drawn
+from tests.sentence_encoders import ROUNDING, bge_m3
 from tests.texts import stretching_texts, words
 
 ALL = ("embed", "token_classify", "token_embed")
@@ -61,18 +59,7 @@ class FlagEmbedding:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bge")
-    headed, tokenizer = FAMILIES["xlmr"].build()
-    layers = XLMRobertaModel(headed.config, add_pooling_layer=False)
-    sharpen(layers, seed=8)
-    layers.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    write_sentence_transformers(directory, "cls", normalize=True, max_seq_length=320)
-    for name, width in (("sparse", 1), ("colbert", HIDDEN)):
-        layer = drawn(torch.nn.Linear(HIDDEN, width), seed=width)
-        if name == "sparse":
-            with torch.no_grad():
-                layer.bias.sub_(2.0)  # so that about as many words have no weight as have one
-        torch.save(layer.state_dict(), directory / f"{name}_linear.pt")
+    bge_m3(directory)
     return directory
 
 

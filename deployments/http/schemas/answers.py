@@ -94,9 +94,16 @@ class TEIRanked(BaseModel):
     text: str | None = None
 
 
+class TEIWeight(BaseModel):
+    index: int
+    value: float
+
+
 class CohereEmbeddings(BaseModel):
     float: list[list[float]] | None = None
     base64: list[str] | None = None
+    int8: list[list[int]] | None = None
+    uint8: list[list[int]] | None = None
     binary: list[list[int]] | None = None
     ubinary: list[list[int]] | None = None
 

@@ -64,6 +64,7 @@ class PoolingBody(CommonBody):
     embed_dtype: EmbedDtype | None = None
     endianness: Endianness | None = None
     normalize: bool | None = None
+    input_type: Literal["query", "document", "passage"] | None = None
 
     @property
     def wire(self) -> Wire:
@@ -88,4 +89,5 @@ class PoolingBody(CommonBody):
             self.truncation_side,
             self.add_special_tokens,
             self.prompt_name,
+            input_type="document" if self.input_type == "passage" else self.input_type,
         )

@@ -1,15 +1,30 @@
 """Bodies of /v1/embeddings, /pooling and /classify: texts, ids or conversations."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from deployments.http.packing import EmbeddingType
 from deployments.http.schemas.chat import ChatFields, holds_conversations
 from deployments.http.schemas.common import PoolingBody, Texts
 from deployments.inputs import as_inputs
 from pooling.errors import InvalidRequest
 from pooling.request import Prompt
+from pooling.tasks import TASKS, parts_of
+
+# Every task of Raypool is known here; whether a model does it is the model's to say.
+_TASKS = ", ".join(repr(task) for task in TASKS)
+
+
+def _known(name: str) -> str:
+    if not all(part in TASKS for part in parts_of(name)):
+        raise PydanticCustomError("literal_error", f"Input should be {_TASKS}, or several of them joined by &")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "examples": list(TASKS)})]
 
 _Ids = Annotated[list[int], Field(fail_fast=True)]
 
@@ -24,9 +39,25 @@ class InputFields(BaseModel):
 
 
 class EmbeddingBody(PoolingBody):
-    """POST /v1/embeddings"""
+    """POST /v1/embeddings
+
+    embedding_types: one type, as Cohere names them; /v2/embed answers several.
+    """
 
     dimensions: int | None = None
+    embedding_types: list[EmbeddingType] | None = Field(None, min_length=1, max_length=1)
+
+    @property
+    def embedding_type(self) -> EmbeddingType:
+        """Raises InvalidRequest if it contradicts encoding_format."""
+        one = self.embedding_types[0] if self.embedding_types else "float"
+        if one != "float" and self.encoding_format not in (None, "float"):
+            raise InvalidRequest(
+                f"give embedding_types {one} or encoding_format {self.encoding_format}, not both: each says how a "
+                "vector is written",
+                "embedding_types",
+            )
+        return one
 
 
 class EmbeddingInput(InputFields, EmbeddingBody):
@@ -42,8 +73,7 @@ class EmbeddingChat(ChatFields, EmbeddingBody):
 class PoolBody(PoolingBody):
     """POST /pooling"""
 
-    # Every task of Raypool is known here; whether a model does it is the model's to say.
-    task: Literal["embed", "classify", "score", "reward", "token_embed", "token_classify"] | None = None
+    task: TaskName | None = None
     dimensions: int | None = None
 
 

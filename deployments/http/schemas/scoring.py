@@ -39,11 +39,22 @@ class ScoringBody(CommonBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
     def asked(self) -> Asked:
-        """Raises InvalidRequest for what no model here can follow."""
+        """Raises InvalidRequest for a template, which a client is not trusted with."""
         self.check()
-        for name in ("instruction", "chat_template", "chat_template_kwargs"):
-            if getattr(self, name) is not None:
-                raise InvalidRequest(f"{name} is for models with a template for scoring, which this one has not", name)
+        told = dict(self.chat_template_kwargs or {})
+        instruction = told.pop("instruction", None)
+        if self.chat_template is not None or "chat_template" in told:
+            raise InvalidRequest(
+                "Chat template is passed with request, but --trust-request-chat-template is not set. Refused request "
+                "with untrusted chat template.",
+                "chat_template",
+            )
+        if told or not isinstance(instruction, str | None):
+            raise InvalidRequest(
+                f"chat_template_kwargs has {', '.join(sorted(told)) or 'an instruction that is no text'}; allowed is a "
+                "text as `instruction`",
+                "chat_template_kwargs",
+            )
         return Asked(
             self.use_activation,
             self.truncate_prompt_tokens,
@@ -52,6 +63,8 @@ class ScoringBody(CommonBody):
             self.prompt_name,
             self.max_tokens_per_query or None,
             self.max_tokens_per_doc or None,
+            # vLLM folds the one into the other; the explicit keyword wins.
+            self.instruction if instruction is None else instruction,
         )
 
 

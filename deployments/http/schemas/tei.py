@@ -44,6 +44,10 @@ class EmbedAllBody(TEIBody):
         return [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
 
 
+class EmbedSparseBody(EmbedAllBody):
+    """POST /embed_sparse"""
+
+
 class EmbedBody(EmbedAllBody):
     """POST /embed"""
 
