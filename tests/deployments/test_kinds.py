@@ -65,9 +65,9 @@ async def test_sparse_weights_are_those_of_the_offline_api(
 ) -> None:
     found = await post(kinds, "/embed_sparse", model=model, inputs=DOCUMENTS)
     with LLM(sources[model], dtype="float32") as llm:
+        assert sum(map(len, found)) > 2
         for words, output in zip(found, llm.embed_sparse(DOCUMENTS, use_tqdm=False), strict=True):
             weights = {word["index"]: word["value"] for word in words}
-            assert len(weights) > 1
             assert weights == pytest.approx(output.outputs.weights, abs=1e-5)
 
 
