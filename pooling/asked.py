@@ -31,13 +31,15 @@ class Asked:
 
     def request(self, inputs: list[Prompt]) -> PoolingRequest:
         known = _TOKENIZATION if self.task != "score" else (*_TOKENIZATION, *_PER_TEXT)
+        if not isinstance(self.tokenization, Mapping | None):
+            raise InvalidRequest(
+                f"tokenization_kwargs is {type(self.tokenization).__name__}; allowed is a mapping of {', '.join(known)}"
+            )
         options = dict(self.tokenization or {})
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise InvalidRequest(f"unknown tokenization_kwargs {unknown}; known are {', '.join(known)}")
         params = PoolingParams() if self.params is None else self.params
-        if not isinstance(params, PoolingParams):
-            raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams")
         return PoolingRequest(
             inputs,
             self.task,
@@ -53,7 +55,9 @@ class Asked:
 
 def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt as a list of one; vLLM's dicts as what they hold."""
-    if not isinstance(prompts, Sequence | Mapping | np.ndarray):
+    if not isinstance(prompts, Sequence | Mapping | np.ndarray) or (
+        isinstance(prompts, np.ndarray) and not prompts.ndim
+    ):
         raise InvalidRequest(
             f"prompts is {type(prompts).__name__}; allowed are a text, token ids, or a list of either", "prompts"
         )

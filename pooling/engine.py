@@ -20,7 +20,7 @@ import numpy as np
 from pooling.batcher import Batcher, Share
 from pooling.config import ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
-from pooling.errors import EngineDead, EngineFailure, NonFiniteResult
+from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
 from pooling.judge import check_batch
 from pooling.loading.card import ModelCard
 from pooling.long_text import Chunked, chunk
@@ -60,7 +60,8 @@ class _Job:
 
     def named(self, inputs: np.ndarray) -> np.ndarray:
         """The inputs as the caller counts them."""
-        return inputs if self.owners is None else self.owners[inputs]
+        own = inputs if self.owners is None else self.owners[inputs]
+        return own + self.batch.first
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,15 @@ class Engine:
     def load(cls, spec: ModelSpec) -> Self:
         """Reads the model and proves its forward pass. Raises StartupError of the fitting kind."""
         start = time.monotonic()
-        device = DeviceThread(lambda: LocalRunner(spec))
+        try:
+            device = DeviceThread(lambda: LocalRunner(spec))
+        except PoolingError:
+            raise
+        except Exception as error:  # of transformers or torch, for a configuration that describes no model
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise StartupError(
+                f"{spec.served_name}: the model cannot be loaded: {type(error).__name__}: {reason}"
+            ) from error
         runner = device.runner
         facts = runner.describe()
         log.info(

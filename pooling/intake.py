@@ -1,5 +1,6 @@
 """Intake: text or ids -> TokenizedInput -> PackedBatch; with judge.py the only place where input is judged."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -11,8 +12,10 @@ from pooling.config import ModelSpec
 from pooling.errors import ConfigError, InvalidRequest
 from pooling.judge import (
     EMPTY,
+    Places,
     as_ids,
     check_params,
+    check_request_types,
     check_task,
     refuse_empty,
     refuse_out_of_vocabulary,
@@ -55,22 +58,24 @@ class Intake:
         task = request.task or self.card.tasks[0]
         check_task(task, self.card)
         check_params(task, request.params, self.card)
+        check_request_types(request)
         if isinstance(request.inputs, str) or not len(request.inputs):
             raise InvalidRequest("You must pass at least one prompt", "input")
         if any(isinstance(item, Chunks) for item in request.inputs):
-            return replace(PackedBatch.pack(self._chunks(request, task), task, request.params), by_segment=True)
+            batch = PackedBatch.pack(self._chunks(request, task), task, request.params)
+            return replace(batch, by_segment=True, first=request.first)
         limit = self._limit(request, task)
-        count = len(request.inputs)
         if request.input_type not in (None, *ROLES):
             allowed = " or ".join(ROLES)
             raise InvalidRequest(f"input_type is {request.input_type!r}; allowed is {allowed}", "input_type")
         if any(_is_pair(item) for item in request.inputs):
-            return PackedBatch.pack(self._pairs(request, limit), task, request.params)
+            return replace(PackedBatch.pack(self._pairs(request, limit), task, request.params), first=request.first)
         given = next((name for name in ("instruction", "chat_template") if getattr(request, name) is not None), None)
         if given is not None:
             raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
-        ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit)
+        places = self._places(request, texts)
+        ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit, places)
         left_out = self._left_out(request, task, limit) if texts else 0
         side = self._side(request)
         by_index = {
@@ -78,10 +83,17 @@ class Intake:
             for i, one in zip(texts, ids, strict=True)
         }
         items = [
-            by_index[i] if i in by_index else TokenizedInput(self._ids(item, i, count, request, task, limit))
+            by_index[i] if i in by_index else TokenizedInput(self._ids(item, i, request, task, limit))
             for i, item in enumerate(request.inputs)
         ]
-        return self._framed(PackedBatch.pack(items, task, request.params, request.input_type), request)
+        batch = PackedBatch.pack(items, task, request.params, request.input_type)
+        return self._framed(replace(batch, first=request.first) if request.first else batch, request)
+
+    @staticmethod
+    def _places(request: PoolingRequest, inputs: Sequence[int] | None = None) -> Places:
+        """What the caller calls the inputs of a request, or some of them."""
+        chosen = range(len(request.inputs)) if inputs is None else inputs
+        return Places([request.first + index for index in chosen], request.of or len(request.inputs))
 
     def tokenize_text(self, text: str, special: bool) -> Ids:
         """The ids of a text as it is, of any length, without a prompt. Raises InvalidRequest for half a character."""
@@ -128,37 +140,38 @@ class Intake:
             raise InvalidRequest(EMPTY, "truncate_prompt_tokens")
         return most if asked == -1 else asked
 
-    def _texts(self, texts: list[str], request: PoolingRequest, task: str, limit: int | None) -> list[Ids]:
+    def _texts(
+        self, texts: list[str], request: PoolingRequest, task: str, limit: int | None, places: Places
+    ) -> list[Ids]:
         prefix = self._prompt(request, bool(texts))
         if prefix:
             texts = [prefix + text for text in texts]
         if self.card.lower_case:
             texts = [text.lower() for text in texts]
-        refuse_surrogates(texts)
+        refuse_surrogates(texts, places.numbers)
         special, side = request.add_special_tokens, request.truncation_side
         if limit is not None:
             cut = self._tokenizer.encode_cut(texts, special, limit, side)
             for ids in cut:
                 refuse_empty(ids)
             return cut
-        count = len(request.inputs)
         most = self._longest(request, task)
-        self._refuse_many_characters(texts, most, count)
+        self._refuse_many_characters(texts, most, places)
         encoded = self._tokenizer.encode(texts, special)
-        for index, ids in enumerate(encoded):
+        for number, ids in zip(places.numbers, encoded, strict=True):
             refuse_empty(ids)
             if most is not None and len(ids) > most:
-                raise too_many_tokens(f"at least {most + 1}", most + 1, most, index, count)
+                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
         return encoded
 
-    def _refuse_many_characters(self, texts: list[str], most: int | None, count: int) -> None:
+    def _refuse_many_characters(self, texts: list[str], most: int | None, places: Places) -> None:
         """A text that cannot but have too many tokens need not be read to be refused."""
         if most is None:
             return
         most_chars = most * self._tokenizer.max_chars_per_token
-        for index, text in enumerate(texts):
+        for number, text in zip(places.numbers, texts, strict=True):
             if len(text) > most_chars:
-                raise too_many_characters(len(text), most_chars, most, index, count)
+                raise too_many_characters(len(text), most_chars, most, number, places.count)
 
     def _framed(self, batch: PackedBatch, request: PoolingRequest) -> PackedBatch:
         """The batch with what its chunks repeat, if they will and there are any."""
@@ -178,14 +191,16 @@ class Intake:
         ]
         prompt = self._lower(self._prompt(request, has_text=True))
         texts = [prompt + one.separator.join(one.texts) for one in chunks]
-        refuse_surrogates(texts)
+        places = self._places(request)
+        refuse_surrogates(texts, places.numbers)
         most = self.card.max_model_len
-        self._refuse_many_characters(texts, most, len(texts))
+        self._refuse_many_characters(texts, most, places)
         items = []
-        for index, (ids, places) in enumerate(self._tokenizer.encode_places(texts, request.add_special_tokens)):
+        encoded = self._tokenizer.encode_places(texts, request.add_special_tokens)
+        for number, one, (ids, ends) in zip(places.numbers, chunks, encoded, strict=True):
             if len(ids) > most:
-                raise too_many_tokens(str(len(ids)), len(ids), most, index, len(texts))
-            items.append(TokenizedInput(ids, segments=_chunk_of(places, len(prompt), chunks[index], index)))
+                raise too_many_tokens(str(len(ids)), len(ids), most, number, places.count)
+            items.append(TokenizedInput(ids, segments=_chunk_of(ends, len(prompt), one, number)))
         return items
 
     def _check_chunks(self, request: PoolingRequest, task: str) -> None:
@@ -223,19 +238,20 @@ class Intake:
         pairs: list[Pair] = []
         for index, item in enumerate(request.inputs):
             if not (isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)):
-                raise InvalidRequest(f"input {index} is no pair of two texts, as others are", "input")
+                raise InvalidRequest(f"input {request.first + index} is no pair of two texts, as others are", "input")
             pairs.append(cast(Pair, item))
         if self.card.lower_case:
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
-        refuse_surrogates([text for pair in pairs for text in pair])
+        places = self._places(request)
+        refuse_surrogates([" ".join(pair) for pair in pairs], places.numbers)
         if request.truncation_side == "left":
             raise InvalidRequest("truncation_side is left, but a pair of texts is cut at their ends", "truncation_side")
         most = self.card.max_model_len
         if limit is None:
             most_chars = most * self._tokenizer.max_chars_per_token
-            for index, (first, second) in enumerate(pairs):
+            for number, (first, second) in zip(places.numbers, pairs, strict=True):
                 if len(first) + len(second) > most_chars:
-                    raise too_many_characters(len(first) + len(second), most_chars, most, index, len(pairs))
+                    raise too_many_characters(len(first) + len(second), most_chars, most, number, places.count)
         bounds = (
             self.most_tokens(request.max_tokens_per_query, "query"),
             self.most_tokens(request.max_tokens_per_doc, "doc"),
@@ -247,10 +263,10 @@ class Intake:
         else:
             pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
             encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
-        for index, (ids, _) in enumerate(encoded):
+        for number, (ids, _) in zip(places.numbers, encoded, strict=True):
             refuse_empty(ids)
             if len(ids) > most:
-                raise too_many_tokens(f"at least {most + 1}", most + 1, most, index, len(pairs))
+                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
         marked = self.card.token_types and self._tokenizer.marks_second and template is None
         return [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
 
@@ -317,10 +333,11 @@ class Intake:
             )
         return left_out
 
-    def _ids(self, item: Any, index: int, count: int, request: PoolingRequest, task: str, limit: int | None) -> Ids:
+    def _ids(self, item: Any, index: int, request: PoolingRequest, task: str, limit: int | None) -> Ids:
+        number, count = request.first + index, request.of or len(request.inputs)
         if self._side(request) is not None:
             raise InvalidRequest("input_type needs text inputs; token ids are taken as they are", "input_type")
-        ids = as_ids(item, index)
+        ids = as_ids(item, number)
         refuse_empty(ids)
         refuse_out_of_vocabulary(ids, self.card)
         if limit is not None and len(ids) > limit:
@@ -328,7 +345,7 @@ class Intake:
             return ids[-limit:] if side == "left" else ids[:limit]
         most = self.card.longest(task)
         if most is not None and len(ids) > most:
-            raise too_many_tokens(str(len(ids)), len(ids), most, index, count)
+            raise too_many_tokens(str(len(ids)), len(ids), most, number, count)
         return ids
 
 

@@ -1,7 +1,7 @@
 """What may be asked of a model: each check raises a refusal that says what was given and what is allowed."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,18 @@ from numpy.typing import NDArray
 
 from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
 from pooling.loading.card import ModelCard
-from pooling.request import Ids, PackedBatch, PoolingParams
+from pooling.request import Ids, PackedBatch, PoolingParams, PoolingRequest
 from pooling.tasks import TASKS, parts_of
 
 EMPTY = "The decoder prompt cannot be empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What the caller calls the inputs at hand: numbers[i] of `count`."""
+
+    numbers: Sequence[int]
+    count: int
 
 
 def check_batch(batch: PackedBatch, card: ModelCard) -> None:
@@ -47,7 +55,7 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     if most is not None and int(batch.lengths.max()) > most:
         index = int(batch.lengths.argmax())
         given = int(batch.lengths[index])
-        raise too_many_tokens(str(given), given, most, index, len(batch))
+        raise too_many_tokens(str(given), given, most, batch.first + index, len(batch))
 
 
 def _check_segments(batch: PackedBatch, card: ModelCard) -> None:
@@ -82,6 +90,7 @@ def check_task(task: str, card: ModelCard) -> None:
 
 def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
     """Raises InvalidRequest naming what the task's answer may be asked to be."""
+    _check_param_types(params)
     known = [
         name for name in TASKS[parts_of(task)[0]].params if all(name in TASKS[part].params for part in parts_of(task))
     ]
@@ -100,6 +109,46 @@ def check_params(task: str, params: PoolingParams, card: ModelCard) -> None:
             f"returned_token_ids is {list(columns)}, but the model's head has the columns 0 to {labels - 1}",
             "returned_token_ids",
         )
+
+
+def _check_param_types(params: PoolingParams) -> None:
+    """Below the door they are keys and indices: a wrong one would fail a step, and all who share it."""
+    if not isinstance(params, PoolingParams):
+        raise InvalidRequest(f"pooling_params is {type(params).__name__}; allowed is a PoolingParams", "params")
+    if not isinstance(params.use_activation, bool | None):
+        raise InvalidRequest(f"use_activation is {_given(params.use_activation)}; allowed is a bool", "use_activation")
+    for name in ("dimensions", "step_tag_id"):
+        if (value := getattr(params, name)) is not None and not _is_whole(value):
+            raise InvalidRequest(f"{name} is {_given(value)}; allowed is a whole number", name)
+    columns = params.returned_token_ids
+    if columns is not None and not (isinstance(columns, tuple) and all(map(_is_whole, columns))):
+        raise InvalidRequest(
+            f"returned_token_ids is {_given(columns)}; allowed are whole numbers", "returned_token_ids"
+        )
+
+
+def check_request_types(request: PoolingRequest) -> None:
+    """Raises InvalidRequest for a field that is of another kind than it says."""
+    texts = ("prompt_name", "prompt", "instruction", "chat_template")
+    wrong = next((name for name in texts if not isinstance(getattr(request, name), str | None)), None)
+    if wrong is not None:
+        raise InvalidRequest(f"{wrong} is {_given(getattr(request, wrong))}; allowed is a text", wrong)
+    if not isinstance(request.add_special_tokens, bool):
+        raise InvalidRequest(
+            f"add_special_tokens is {_given(request.add_special_tokens)}; allowed is a bool", "add_special_tokens"
+        )
+    for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+        if (value := getattr(request, name)) is not None and not _is_whole(value):
+            raise InvalidRequest(f"{name} is {_given(value)}; allowed is a whole number", name)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _given(value: Any) -> str:
+    """Short: a message must not carry an array back."""
+    return f"{value!r}" if isinstance(value, str | int | float | bool) else type(value).__name__
 
 
 def _check_dimensions(asked: int | None, card: ModelCard) -> None:
@@ -124,7 +173,7 @@ def _check_dimensions(asked: int | None, card: ModelCard) -> None:
 
 
 def as_ids(item: Any, index: int) -> Ids:
-    if not isinstance(item, np.ndarray | Sequence):
+    if not isinstance(item, np.ndarray | Sequence) or (isinstance(item, np.ndarray) and not item.ndim):
         raise InvalidRequest(
             f"input {index} is {type(item).__name__}; allowed are text or a list of token ids", "input"
         )
@@ -141,9 +190,12 @@ def as_ids(item: Any, index: int) -> Ids:
     return wide.astype(np.int32)
 
 
-def refuse_surrogates(texts: list[str]) -> None:
-    """Half a surrogate pair is no character: it cannot be written as UTF-8, so no tokenizer takes it."""
-    for index, text in enumerate(texts):
+def refuse_surrogates(texts: Sequence[str], numbers: Sequence[int] | None = None) -> None:
+    """Half a surrogate pair is no character: it cannot be written as UTF-8, so no tokenizer takes it.
+
+    numbers: what the caller calls the texts; None: by their order.
+    """
+    for index, text in zip(numbers or range(len(texts)), texts, strict=True):
         if not text.isascii():
             try:
                 text.encode()
@@ -164,23 +216,23 @@ def refuse_out_of_vocabulary(ids: Ids, card: ModelCard) -> None:
             raise InvalidRequest(f"Token id {worst} is out of vocabulary", "input")
 
 
-def too_many_tokens(given: str, value: int, most: int, index: int, count: int) -> InputTooLong:
+def too_many_tokens(given: str, value: int, most: int, number: int, count: int) -> InputTooLong:
     return InputTooLong(
         f"This model's maximum context length is {most} tokens. However, your prompt contains {given} input tokens, "
         "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
-        f"(parameter=input_tokens, value={value}){_which(index, count)}",
+        f"(parameter=input_tokens, value={value}){_which(number, count)}",
         "input_tokens",
     )
 
 
-def too_many_characters(given: int, most_chars: int, most: int, index: int, count: int) -> InputTooLong:
+def too_many_characters(given: int, most_chars: int, most: int, number: int, count: int) -> InputTooLong:
     return InputTooLong(
         f"This model's maximum context length is {most} tokens. However, your prompt contains {given} characters "
         f"(more than {most_chars} characters, which is the upper bound for {most} input tokens). Please reduce the "
-        f"length of the input prompt. (parameter=input_text, value={given}){_which(index, count)}",
+        f"length of the input prompt. (parameter=input_text, value={given}){_which(number, count)}",
         "input_text",
     )
 
 
-def _which(index: int, count: int) -> str:
-    return f" (input {index} of {count})" if count > 1 else ""
+def _which(number: int, count: int) -> str:
+    return f" (input {number} of {count})" if count > 1 else ""

@@ -11,7 +11,7 @@ import torch
 from pooling.asked import Asked, Prompts
 from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.errors import InvalidRequest
-from pooling.judge import check_task
+from pooling.judge import check_params, check_task
 from pooling.kept import apart, side_of
 from pooling.loading.card import InputType
 from pooling.offline import OfflineEngine
@@ -386,7 +386,9 @@ class LLM:
 
     def _quantiser(self, precision: str, params: PoolingParams | None) -> Quantiser:
         check_task("embed", self.card)
-        return quantiser_for(precision, self.card, params or PoolingParams())
+        asked = PoolingParams() if params is None else params
+        check_params("embed", asked, self.card)
+        return quantiser_for(precision, self.card, asked)
 
     def _id(self) -> str:
         return str(next(self._numbers))

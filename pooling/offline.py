@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ class OfflineEngine:
         wide = asked.task is not None and asked.task == self.card.sparse_task == "embed"
         chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.card.dim))) if wide else _CHUNK
         for start in range(0, max(len(inputs), 1), chunk):
-            yield self.intake.tokenize(asked.request(inputs[start : start + chunk]))
+            request = asked.request(inputs[start : start + chunk])
+            yield self.intake.tokenize(replace(request, first=start, of=len(inputs)))
 
     def close(self) -> None:
         """Ends the engine and its threads; using it afterwards raises EngineDead."""

@@ -39,6 +39,11 @@ class PoolingParams:
     step_tag_id: int | None = None
     returned_token_ids: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        columns: Any = self.returned_token_ids
+        if isinstance(columns, list):  # as vLLM takes them; params are keys, and a list is none
+            object.__setattr__(self, "returned_token_ids", tuple(columns))
+
 
 @dataclass(frozen=True, slots=True)
 class PoolingRequest:
@@ -56,6 +61,8 @@ class PoolingRequest:
     default prompt, if it has one. input_type: which side of a search the texts
     are on, for a model that reads queries and documents in two ways; None: on
     neither.
+    first and of: where the inputs are a part of a longer list, the number of the
+    first one in it and its length, by which refusals name an input.
     """
 
     inputs: Sequence[Prompt]
@@ -71,6 +78,8 @@ class PoolingRequest:
     chat_template: str | None = None
     prompt: str | None = None
     input_type: Literal["query", "document"] | None = None
+    first: int = 0
+    of: int | None = None
 
 
 class TokenizedInput(NamedTuple):
@@ -107,7 +116,8 @@ class PackedBatch:
     chunk of an input that is too long repeats, where the model's chunks do.
     attended [inputs] int32, where queries are filled up with tokens that their
     own do not see: how many of each input's tokens are seen, from its first on.
-    input_type: the side that all inputs are on.
+    input_type: the side that all inputs are on. first: the number of the first
+    input in the caller's list, of which the batch may be a slice.
     """
 
     ids: Ids
@@ -120,6 +130,7 @@ class PackedBatch:
     frame: Frame | None = None
     attended: Ids | None = None
     input_type: Literal["query", "document"] | None = None
+    first: int = 0
 
     @classmethod
     def pack(
@@ -181,7 +192,8 @@ class PackedBatch:
     def slice(self, start: int, stop: int) -> "PackedBatch":
         """Inputs start..stop as a batch of their own."""
         bounds = self.offsets()
-        return self._part(np.s_[bounds[start] : bounds[stop]], np.s_[start:stop])
+        part = self._part(np.s_[bounds[start] : bounds[stop]], np.s_[start:stop])
+        return replace(part, first=self.first + start)
 
     def take(self, inputs: NDArray[np.int64], bounds: NDArray[np.int64]) -> "PackedBatch":
         """The chosen inputs, in that order, as a batch of their own; bounds are offsets()."""

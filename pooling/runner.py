@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pooling.config import ModelSpec
 from pooling.forward import Forward, StepInput, choose_forward
-from pooling.heads import activation_of, cut
+from pooling.heads import activation_of, check_activation, cut
 from pooling.heads.check import check_heads
 from pooling.kept import kept, side_of
 from pooling.loading.card import ModelCard, ResolvedPooler
@@ -115,6 +115,8 @@ class LocalRunner:
         self._activations = {
             pooler.activation: activation_of(pooler.activation) for pooler in self.card.poolers.values()
         }
+        for pooler in self.card.poolers.values():
+            check_activation(pooler.activation, self._activations[pooler.activation], pooler.width)
 
     def describe(self) -> dict[str, str]:
         """What was chosen at start-up, for the log."""

@@ -121,6 +121,15 @@ BREAKAGES: dict[str, Callable[[Path], None]] = {
     "settings as a list": _of_another_shape("sentence_bert_config.json", []),
     "prompts as a list": _of_another_shape("config_sentence_transformers.json", []),
     "length as text": _of_another_shape("sentence_bert_config.json", {"max_seq_length": "many"}),
+    "index without a map": _of_another_shape("model.safetensors.index.json", {}),
+    "index of numbers": _of_another_shape("model.safetensors.index.json", {"weight_map": {"a": 1}}),
+    "index that leads away": _of_another_shape("model.safetensors.index.json", {"weight_map": {"a": "../a"}}),
+    "whole numbers for weights": lambda directory: _rewrite(
+        directory, lambda tensors: tensors.update({TENSOR: torch.ones(64, 64, dtype=torch.int8)})
+    ),
+    "eight-bit floats": lambda directory: _rewrite(
+        directory, lambda tensors: tensors.update({TENSOR: torch.ones(64, 64).to(torch.float8_e4m3fn)})
+    ),
     "length of nothing": _of_another_shape("sentence_bert_config.json", {"max_seq_length": 0}),
 }
 

@@ -35,3 +35,14 @@ def activation_of(name: str) -> Activation:
     except TypeError:
         raise CheckpointError(f"the model asks for the activation {name!r}, which needs arguments") from None
     return module
+
+
+def check_activation(name: str, activation: Activation, width: int) -> None:
+    """Tries it once, before a step depends on it. Raises CheckpointError if rows do not stay rows."""
+    rows = torch.zeros(2, width)
+    try:
+        kept = activation(rows).shape == rows.shape
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        kept = False
+    if not kept:
+        raise CheckpointError(f"the model asks for the activation {name!r}, which is none of rows of {width} numbers")

@@ -50,6 +50,11 @@ class Checkpoint:
         return self._ours(name, picked, torch.float32, device)
 
     def _ours(self, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if tensor.is_floating_point() and tensor.element_size() == 1:
+            raise CheckpointError(
+                f"tensor {name!r} holds {str(tensor.dtype).removeprefix('torch.')}; quantised checkpoints are not "
+                "supported"
+            )
         tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
         if not tensor.isfinite().all():
             raise CheckpointError(f"tensor {name!r} holds NaN or infinity as {str(dtype).removeprefix('torch.')}")
@@ -58,7 +63,7 @@ class Checkpoint:
 
 def _file_names(directory: Path) -> list[str]:
     if (directory / _INDEX).exists():
-        return sorted(set(read_json(directory / _INDEX)["weight_map"].values()))
+        return _listed(read_json(directory / _INDEX))
     if (directory / _ONE).exists():
         return [_ONE]
     if any(directory.glob("*.bin")):
@@ -67,6 +72,16 @@ def _file_names(directory: Path) -> list[str]:
             "AutoModel.from_pretrained(DIR).save_pretrained(DIR) in an environment you trust"
         )
     raise CheckpointError(f"the model has no weights; expected {_ONE} or {_INDEX}")
+
+
+def _listed(index: Any) -> list[str]:
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    names = list(files.values()) if isinstance(files, dict) else [None]
+    # A name alone: a path could lead out of the model's directory.
+    known = [name for name in names if isinstance(name, str) and name == Path(name).name]
+    if len(known) < len(names):
+        raise CheckpointError(f"{_INDEX} has no weight_map from the names of tensors to those of files beside it")
+    return sorted(set(known))
 
 
 def _open(file: Path) -> Any:

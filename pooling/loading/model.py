@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -58,6 +58,7 @@ def load_model(
         wanted = _dtype_of(twin, whole, dtype)
         shared = state[name].dtype == wanted or name not in found.source_of
         state[twin] = state[name] if shared else checkpoint.read(found.source_of[name], wanted, device)
+    _refuse_no_floats(state, whole)
     whole.load_state_dict(state, strict=False, assign=True)
     if scorer is not None:
         rows = _token_ids(description, scorer)
@@ -78,6 +79,19 @@ def load_model(
         return LoadedModel(vocabulary.backbone, {"masked_lm": vocabulary})
     head = TransformersHead(whole, len(description.anatomy.labels))
     return LoadedModel(head.backbone, {"classifier": head})
+
+
+def _refuse_no_floats(state: dict[str, Tensor], whole: Any) -> None:
+    """Integers where weights belong are those of a quantised checkpoint, and mean nothing without their scales."""
+    floats = {name: tensor.is_floating_point() for name, tensor in whole.state_dict().items()}
+    # A tied output layer that was taken out has no place left.
+    odd = next((name for name in state if state[name].is_floating_point() != floats.get(name, True)), None)
+    if odd is not None:
+        kind = str(state[odd].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"tensor {odd!r} holds {kind}, but the model reads floating-point numbers there; quantised checkpoints are "
+            "not supported"
+        )
 
 
 def _backbone(description: Description) -> PreTrainedModel:

@@ -1,12 +1,15 @@
 """A checkpoint that cannot be served exactly is refused at start-up, in a sentence that names what is wrong."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pooling import LLM
-from pooling.errors import CheckpointError, SourceError
+from pooling.errors import CheckpointError, SourceError, StartupError
 from tests.broken import BREAKAGES, TENSOR
 
 # What the sentence must name: the tensor or file, what was found and what is allowed.
@@ -34,6 +37,11 @@ NAMED: dict[str, tuple[str, ...]] = {
     "settings as a list": ("a configuration file of the model", "list"),
     "prompts as a list": ("a configuration file of the model", "list"),
     "length as text": ("many",),
+    "index without a map": ("model.safetensors.index.json", "weight_map"),
+    "index of numbers": ("model.safetensors.index.json", "weight_map"),
+    "index that leads away": ("model.safetensors.index.json", "beside it"),
+    "whole numbers for weights": (TENSOR, "int8", "quantised"),
+    "eight-bit floats": (TENSOR, "float8_e4m3fn", "quantised"),
     "length of nothing": ("at most 0 tokens",),
 }
 
@@ -75,3 +83,24 @@ def test_a_file_is_no_source(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(SourceError, match="is a file"):
         LLM(str(file))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 63}, "hidden size \\(63\\) is not a multiple of the number of attention heads"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_act": "foo"}, "KeyError: 'foo'"),
+        ({"pad_token_id": 10**9}, "Padding_idx must be within"),
+    ],
+)
+def test_a_configuration_that_describes_no_model_is_refused_in_a_sentence(
+    checkpoint: Callable[[str], Path], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    directory = tmp_path / "odd"
+    shutil.copytree(checkpoint("bert"), directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    with pytest.raises(StartupError, match=said) as refused:
+        LLM(str(directory), dtype="float32")
+    assert "the model cannot be loaded" in refused.value.detail

@@ -172,6 +172,14 @@ async def test_a_nan_fails_the_request_that_has_it_and_no_other() -> None:
     engine.close()
 
 
+async def test_a_nan_is_named_by_its_place_in_the_list_that_was_cut_into_slices() -> None:
+    engine = engine_of(EchoRunner())
+    part = batch(*[[1]] * 9, [POISON], [2]).slice(4, 11)
+    with pytest.raises(NonFiniteResult, match="for input 9"):
+        await engine.pool(part)
+    engine.close()
+
+
 async def test_a_failed_forward_pass_fails_all_who_wait_and_all_who_come() -> None:
     runner = EchoRunner()
     engine = engine_of(runner)

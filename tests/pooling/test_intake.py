@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from pooling import Intake, ModelSpec, PoolingParams, PoolingRequest
+from pooling import LLM, Intake, ModelSpec, PoolingParams, PoolingRequest
 from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
 from pooling.loading.source import locate
 
@@ -98,3 +98,57 @@ def test_what_cannot_be_served_is_refused_by_name(intake, request_, kind, param,
 
 def test_the_full_size_is_always_a_fine_dimension(intake: Intake) -> None:
     assert len(intake.tokenize(PoolingRequest(["a"], params=PoolingParams(dimensions=384)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("word " * 300, r"\(input 2500 of 3000\)"),
+        ([101] * 300, r"\(input 2500 of 3000\)"),
+        (None, "input 2500 is NoneType"),
+        ("\ud800", "text 2500 is no valid Unicode"),
+    ],
+)
+def test_an_input_is_named_by_its_place_in_the_callers_list(intake: Intake, bad: object, said: str) -> None:
+    """Whatever stands before it: ids, texts, or another part of a longer list."""
+    inputs = [[101, 7, 102], "a"] * 250
+    inputs[400] = bad  # type: ignore[call-overload]
+    with pytest.raises(InvalidRequest, match=said):
+        intake.tokenize(PoolingRequest(inputs, first=2_100, of=3_000))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": 5}, "prompt is 5; allowed is a text"),
+        ({"prompt_name": ["q"]}, "prompt_name is list; allowed is a text"),
+        ({"instruction": b"x"}, "instruction is bytes; allowed is a text"),
+        ({"add_special_tokens": "no"}, "add_special_tokens is 'no'; allowed is a bool"),
+        ({"max_tokens_per_doc": 2.5}, r"max_tokens_per_doc is 2\.5; allowed is a whole number"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_name(intake: Intake, fields: dict, said: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(InvalidRequest, match=said):
+        intake.tokenize(PoolingRequest(["a"], **fields))
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda llm: llm.embed(np.array(5)), "prompts is ndarray"),
+        (lambda llm: llm.embed("a", tokenization_kwargs="x"), "tokenization_kwargs is str; allowed is a mapping"),
+        (lambda llm: llm.embed("a", pooling_params={"dimensions": 3}, precision="int8"), "allowed is a PoolingParams"),
+        (lambda llm: llm.embed("a", pooling_params=PoolingParams(dimensions=-8), precision="int8"), "dimensions=-8"),
+        (lambda llm: llm.embed(["a"] * 2_100 + ["word " * 300]), r"input 2100 of 2101"),
+    ],
+)
+def test_a_call_of_the_wrong_kind_is_refused_in_a_sentence(llm, ask, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InvalidRequest, match=said):
+        ask(llm)
+    assert llm.embed("a", use_tqdm=False)
+
+
+@pytest.fixture(scope="module")
+def llm():  # type: ignore[no-untyped-def]
+    with LLM(SOURCE, dtype="float32") as llm:
+        yield llm

@@ -204,6 +204,40 @@ def test_a_request_the_head_cannot_answer_is_refused(
         ask(classifier)
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"use_activation": np.ones(2)}, "use_activation is ndarray; allowed is a bool"),
+        ({"use_activation": "yes"}, "use_activation is 'yes'; allowed is a bool"),
+        ({"returned_token_ids": np.arange(2)}, "returned_token_ids is ndarray; allowed are whole numbers"),
+        ({"returned_token_ids": ("a",)}, "returned_token_ids is tuple; allowed are whole numbers"),
+        ({"step_tag_id": 2.0}, "step_tag_id is 2.0; allowed is a whole number"),
+        ({"dimensions": 64.0}, "dimensions is 64.0; allowed is a whole number"),
+    ],
+)
+def test_a_parameter_of_the_wrong_kind_costs_its_caller_alone(
+    classifier: LLM, params: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        classifier.encode("a", PoolingParams(**params), pooling_task="token_classify", use_tqdm=False)
+    assert classifier.classify("a", use_tqdm=False)
+
+
+def test_columns_may_be_a_list(classifier: LLM) -> None:
+    params: Any = {"returned_token_ids": [1]}
+    (output,) = classifier.encode("a", PoolingParams(**params), pooling_task="token_classify", use_tqdm=False)
+    assert output.outputs.data.shape[1] == 1
+
+
+def test_an_activation_that_is_none_of_rows_is_refused_at_the_start(tmp_path: Path) -> None:
+    directory = Headed("bert", "sequence", labels=1).write(tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"sbert_ce_default_activation_function": "torch.nn.modules.module.Module"}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"modules\.module\.Module', which is none of rows of 1 numbers"):
+        LLM(str(directory))
+
+
 def test_columns_and_steps_are_chosen_as_asked(classifier: LLM) -> None:
     text = "dida bodo dida bafo"
     (whole,) = classifier.encode(text, PoolingParams(use_activation=False), pooling_task="token_classify")
