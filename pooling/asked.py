@@ -1,6 +1,6 @@
 """Asked: what a call of the offline API asks of all its prompts, and the prompts as one list."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -66,6 +66,17 @@ def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     )
     items = [prompts] if single else list(prompts)
     return [_unwrap(item) for item in items]
+
+
+def texts_of(given: Any, name: str) -> list[str]:
+    """One text, or several, as a list. Raises InvalidRequest for what is neither."""
+    if isinstance(given, str):
+        return [given]
+    items = None if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable) else list(given)
+    if items is None or not all(isinstance(item, str) for item in items):
+        odd = given if items is None else next(item for item in items if not isinstance(item, str))
+        raise InvalidRequest(f"{name} holds {type(odd).__name__}; allowed are a text or a list of texts", name)
+    return items
 
 
 def _unwrap(item: Any) -> Prompt:

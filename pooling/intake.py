@@ -55,10 +55,10 @@ class Intake:
         Raises UnsupportedTask, InputTooLong or InvalidRequest; the message says
         what was given and what is allowed, `param` names the field.
         """
+        check_request_types(request)
         task = request.task or self.card.tasks[0]
         check_task(task, self.card)
         check_params(task, request.params, self.card)
-        check_request_types(request)
         if isinstance(request.inputs, str) or not len(request.inputs):
             raise InvalidRequest("You must pass at least one prompt", "input")
         if any(isinstance(item, Chunks) for item in request.inputs):

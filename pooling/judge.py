@@ -129,7 +129,7 @@ def _check_param_types(params: PoolingParams) -> None:
 
 def check_request_types(request: PoolingRequest) -> None:
     """Raises InvalidRequest for a field that is of another kind than it says."""
-    texts = ("prompt_name", "prompt", "instruction", "chat_template")
+    texts = ("task", "input_type", "prompt_name", "prompt", "instruction", "chat_template")
     wrong = next((name for name in texts if not isinstance(getattr(request, name), str | None)), None)
     if wrong is not None:
         raise InvalidRequest(f"{wrong} is {_given(getattr(request, wrong))}; allowed is a text", wrong)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from pooling.asked import Asked, Prompts
+from pooling.asked import Asked, Prompts, texts_of
 from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.errors import InvalidRequest
 from pooling.judge import check_params, check_task
@@ -114,7 +114,7 @@ class LLM:
         one prompt cannot be served; none is then.
         """
         asked = Asked(pooling_task, pooling_params, prompt_name, tokenization_kwargs, prompt, input_type)
-        several = AND in (pooling_task or "")
+        several = isinstance(pooling_task, str) and AND in pooling_task
         return [
             PoolingRequestOutput(
                 self._id(), PoolingOutput(torch.from_numpy((rows[:, 0] if several else rows).copy())), ids.tolist()
@@ -138,7 +138,7 @@ class LLM:
         tasks: None means all that the model can do. `outputs.data` maps each
         task to a float32 tensor; the other arguments are as in encode().
         """
-        task = AND.join(self.card.poolers if tasks is None else tasks)
+        task = AND.join(self.card.poolers if tasks is None else texts_of(tasks, "tasks"))
         params, side = pooling_params or PoolingParams(), side_of(self.card, input_type)
         asked = Asked(task, params, prompt_name, tokenization_kwargs, input_type=input_type)
         answers = []
@@ -264,8 +264,13 @@ class LLM:
         InvalidRequest for a model that does not pool MEAN and for a chunk without
         a token. Source: Guenther et al. 2024, arXiv:2409.04701.
         """
-        if isinstance(documents, str) or any(isinstance(document, str) for document in documents):
+        lists = isinstance(documents, Sequence) and not isinstance(documents, str)
+        if not lists or not all(isinstance(document, Sequence) for document in documents):
+            raise InvalidRequest("embed_late takes a list of documents, each a list of its chunks", "documents")
+        if any(isinstance(document, str) for document in documents):
             raise InvalidRequest("embed_late takes documents, each a list of its chunks; a text is given", "documents")
+        if not isinstance(separator, str):
+            raise InvalidRequest(f"separator is {type(separator).__name__}; allowed is a text", "separator")
         asked = Asked("embed", pooling_params, prompt_name, tokenization_kwargs, prompt)
         quantise = self._quantiser(precision, pooling_params)
         read = self._run([Chunks(tuple(document), separator) for document in documents], asked, use_tqdm)
@@ -287,11 +292,11 @@ class LLM:
         With `pooling_params=PoolingParams(use_activation=False)` the logits.
         """
         asked = Asked("classify", pooling_params, None, tokenization_kwargs)
-        columns = None if pooling_params is None else pooling_params.returned_token_ids
-        labels = self.card.labels if columns is None else tuple(self.card.labels[column] for column in columns)
+        read = self._run(prompts, asked, use_tqdm)  # refuses a model that has no labels
+        labels = self.card.labels_of("classify")
         return [
             ClassificationRequestOutput(self._id(), ClassificationOutput(rows.tolist(), labels), ids.tolist())
-            for rows, ids in self._run(prompts, asked, use_tqdm)
+            for rows, ids in read
         ]
 
     def reward(
@@ -339,7 +344,7 @@ class LLM:
         neither, InvalidRequest if one text cannot be served; none is then.
         """
         kind = check_scoring(self.card)
-        first, second = ([data] if isinstance(data, str) else list(data) for data in (data_1, data_2))
+        first, second = texts_of(data_1, "data_1"), texts_of(data_2, "data_2")
         pairs = pair_up(first, second)
         if kind == "cross_encoder":
             asked = Asked(

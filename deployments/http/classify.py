@@ -35,14 +35,19 @@ class ClassifyRoutes:
             raise ApiNotServed("The model does not support Classification API")
         asked = body.request(await prompts(body, model), "classify")
         answer = await self._router.answer(model, asked, timeout_s(request))
-        labels = answer.output.data.argmax(axis=1).tolist()
+        names, labels = model.card.labels_of("classify"), answer.output.data.argmax(axis=1).tolist()
         found = {
             "id": response_id("classify", request, body.request_id),
             "object": "list",
             "created": int(time.time()),
             "model": model.name,
             "data": [
-                {"index": index, "label": model.card.labels[label], "probs": row, "num_classes": len(row)}
+                {
+                    "index": index,
+                    "label": names[label],
+                    "probs": row,
+                    "num_classes": len(row),
+                }
                 for index, (row, label) in enumerate(zip(answer.output.data, labels, strict=True))
             ],
             "usage": usage(answer.prompt_tokens),

@@ -110,7 +110,7 @@ class TEIRoutes:
         rows: list[Any] = list(body.inputs) if _is_batch(body.inputs) else [body.inputs]
         inputs = [_text_or_pair(row) for row in rows]
         answers = await self._classified(model, inputs, body, request)
-        labelled = [_by_score(row, model.card.labels) for row in answers]
+        labelled = [_by_score(row, model.card.labels_of("classify")) for row in answers]
         return await _json(labelled if _is_batch(body.inputs) else labelled[0])
 
     @_in_tei_words

@@ -136,6 +136,11 @@ class ModelCard:
         """That of the default task."""
         return next(iter(self.poolers.values()))
 
+    def labels_of(self, task: str) -> tuple[str, ...]:
+        """What the columns of the task's answer mean, where they have names."""
+        columns = self.poolers[task].returned_token_ids
+        return self.labels if columns is None else tuple(self.labels[column] for column in columns)
+
     def longest(self, task: str) -> int | None:
         """Tokens that an input of this task may have; None: any number."""
         if task != "embed" or not (self.chunked or self.max_embed_len):

@@ -223,6 +223,14 @@ def test_a_parameter_of_the_wrong_kind_costs_its_caller_alone(
     assert classifier.classify("a", use_tqdm=False)
 
 
+def test_labels_are_those_of_the_columns_that_are_kept(tmp_path: Path) -> None:
+    directory = Headed("bert", "sequence").write(tmp_path)
+    with LLM(str(directory), dtype="float32", override_pooler_config={"returned_token_ids": [2, 0]}) as llm:
+        output = llm.classify("bodo", use_tqdm=False)[0].outputs
+        assert output.labels == (llm.card.labels[2], llm.card.labels[0])
+        assert output.label == output.labels[output.probs.index(max(output.probs))]
+
+
 def test_columns_may_be_a_list(classifier: LLM) -> None:
     params: Any = {"returned_token_ids": [1]}
     (output,) = classifier.encode("a", PoolingParams(**params), pooling_task="token_classify", use_tqdm=False)
