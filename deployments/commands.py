@@ -160,7 +160,7 @@ def _describe(card: ModelCard) -> str:
         **{task: str(pooler) for task, pooler in card.poolers.items()},
         "scoring": card.scoring or "no",
         "labels": ", ".join(card.labels) or "none",
-        "vector": f"{card.dim} numbers",
+        "vector": f"{card.dim} numbers" if not card.labels else "none",
         "int8 range": _int8_range(card),
         "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
         "longest input": f"{card.max_model_len} tokens",

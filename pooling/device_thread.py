@@ -80,23 +80,37 @@ class DeviceThread:
             return
         built.set_result(runner)
         del built
-        while (work := self._work.get()) is not None:
-            start = time.monotonic()
-            try:
-                pending = runner.launch(work.prepared)
-                ready = pending.done()
-            except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
-                self._report(work, StepReport([], time.monotonic() - start, error))
-                continue
-            if ready:
-                self._finish(work, pending, start)
-            else:
-                self._launched.put((work, pending, start))
+        # Each step in a call of its own: a name here would keep the last one, and its engine with it, while it waits.
+        while self._launch_next(runner):
+            pass
         self._launched.put(None)
 
+    def _launch_next(self, runner: Runner) -> bool:
+        work = self._work.get()
+        if work is None:
+            return False
+        start = time.monotonic()
+        try:
+            pending = runner.launch(work.prepared)
+            ready = pending.done()
+        except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
+            self._report(work, StepReport([], time.monotonic() - start, error))
+            return True
+        if ready:
+            self._finish(work, pending, start)
+        else:
+            self._launched.put((work, pending, start))
+        return True
+
     def _collect(self) -> None:
-        while (item := self._launched.get()) is not None:
+        while self._collect_next():
+            pass
+
+    def _collect_next(self) -> bool:
+        item = self._launched.get()
+        if item is not None:
             self._finish(*item)
+        return item is not None
 
     def _finish(self, work: _Work, pending: Pending, start: float) -> None:
         try:

@@ -152,14 +152,14 @@ class Intake:
         special, side = request.add_special_tokens, request.truncation_side
         if limit is not None:
             cut = self._tokenizer.encode_cut(texts, special, limit, side)
-            for ids in cut:
-                refuse_empty(ids)
+            for number, ids in zip(places.numbers, cut, strict=True):
+                refuse_empty(ids, number, places.count)
             return cut
         most = self._longest(request, task)
         self._refuse_many_characters(texts, most, places)
         encoded = self._tokenizer.encode(texts, special)
         for number, ids in zip(places.numbers, encoded, strict=True):
-            refuse_empty(ids)
+            refuse_empty(ids, number, places.count)
             if most is not None and len(ids) > most:
                 raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
         return encoded
@@ -264,7 +264,7 @@ class Intake:
             pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
             encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
         for number, (ids, _) in zip(places.numbers, encoded, strict=True):
-            refuse_empty(ids)
+            refuse_empty(ids, number, places.count)
             if len(ids) > most:
                 raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
         marked = self.card.token_types and self._tokenizer.marks_second and template is None
@@ -338,7 +338,7 @@ class Intake:
         if self._side(request) is not None:
             raise InvalidRequest("input_type needs text inputs; token ids are taken as they are", "input_type")
         ids = as_ids(item, number)
-        refuse_empty(ids)
+        refuse_empty(ids, number, count)
         refuse_out_of_vocabulary(ids, self.card)
         if limit is not None and len(ids) > limit:
             side = request.truncation_side or self._tokenizer.truncation_side

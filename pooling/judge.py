@@ -205,9 +205,9 @@ def refuse_surrogates(texts: Sequence[str], numbers: Sequence[int] | None = None
                 ) from None
 
 
-def refuse_empty(ids: Ids) -> None:
+def refuse_empty(ids: Ids, number: int, count: int) -> None:
     if not len(ids):
-        raise InvalidRequest(EMPTY, "input")
+        raise InvalidRequest(EMPTY + _which(number, count), "input")
 
 
 def refuse_out_of_vocabulary(ids: Ids, card: ModelCard) -> None:

@@ -1,6 +1,7 @@
 """LLM: the offline API, shaped like vLLM's: encode, embed, classify, score, reward; outputs in input order."""
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
@@ -54,7 +55,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | os.PathLike[str],
         *,
         task: Task | Literal["auto"] = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -70,7 +71,7 @@ class LLM:
     ) -> None:
         override = override_pooler_config
         settings = {
-            "source": model,
+            "source": os.fspath(model) if isinstance(model, os.PathLike) else model,
             "name": served_model_name,
             "task": task,
             "dtype": dtype,
@@ -139,6 +140,8 @@ class LLM:
         task to a float32 tensor; the other arguments are as in encode().
         """
         task = AND.join(self.card.poolers if tasks is None else texts_of(tasks, "tasks"))
+        if not task:
+            raise InvalidRequest(f"tasks is empty; allowed are some of {', '.join(self.card.poolers)}", "tasks")
         params, side = pooling_params or PoolingParams(), side_of(self.card, input_type)
         asked = Asked(task, params, prompt_name, tokenization_kwargs, input_type=input_type)
         answers = []
@@ -163,6 +166,8 @@ class LLM:
         keys: by what `outputs.weights` names a word. The other arguments are as
         in encode(). Raises UnsupportedTask for a model that weighs no words.
         """
+        if keys not in ("id", "token"):
+            raise InvalidRequest(f"keys is {keys!r}; allowed are id and token", "keys")
         view, params = SparseView(self.card, self._offline.intake.tokenizer), PoolingParams()
         asked = Asked(view.task, params, prompt_name, tokenization_kwargs, input_type=input_type)
         answers = []

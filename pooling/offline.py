@@ -1,6 +1,7 @@
 """OfflineEngine: an engine with an event loop of its own, for callers that have none and a list of prompts."""
 
 import asyncio
+import contextlib
 import threading
 import weakref
 from collections import deque
@@ -25,6 +26,7 @@ _CHUNK = 2_048
 _CHUNKS_AHEAD = 2
 # Of answers as wide as a vocabulary, which are held until they are read.
 _CHUNK_BYTES = 64 * 2**20
+_END_S = 5.0
 
 
 class OfflineEngine:
@@ -35,10 +37,10 @@ class OfflineEngine:
         self._engine = Engine.load(spec)
         self.card = self._engine.card
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-llm", daemon=True)
+        self._thread = threading.Thread(target=_run, args=(self._loop,), name="raypool-llm", daemon=True)
         self._thread.start()
         # For those who never close: the thread knows the loop alone, not this object.
-        weakref.finalize(self, _stop, self._loop)
+        weakref.finalize(self, _stop, self._loop, self._thread)
 
     def stream(self, prompts: Prompts | Sequence[Prompt], asked: Asked, use_tqdm: bool) -> Iterator[tuple[Rows, Ids]]:
         """Tokenises chunk after chunk, a few ahead of the engine; (rows, ids) of each prompt in order."""
@@ -71,12 +73,19 @@ class OfflineEngine:
             self._loop.call_soon_threadsafe(self._engine.close)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.close()
 
 
-def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    if not loop.is_closed():
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Whoever drops a model wants its memory for the next, so the end is waited for, as long as it should take."""
+    with contextlib.suppress(RuntimeError):  # closed already
         loop.call_soon_threadsafe(loop.stop)
+    if thread is not threading.current_thread():
+        thread.join(_END_S)
 
 
 def _collect(under_way: deque[tuple[PackedBatch, Future[PooledOutput]]], bar: Any) -> list[tuple[Rows, Ids]]:

@@ -97,6 +97,16 @@ def _of_another_shape(file: str, content: object) -> Callable[[Path], None]:
     return lambda directory: _write(directory / file, json.dumps(content))
 
 
+def _indexed(content: object) -> Callable[[Path], None]:
+    """An index where the one file was: beside that file it would not be read."""
+
+    def change(directory: Path) -> None:
+        (directory / _WEIGHTS).unlink()
+        _write(directory / "model.safetensors.index.json", json.dumps(content))
+
+    return change
+
+
 BREAKAGES: dict[str, Callable[[Path], None]] = {
     "missing tensor": _missing_tensor,
     "unknown tensor": _unknown_tensor,
@@ -121,9 +131,9 @@ BREAKAGES: dict[str, Callable[[Path], None]] = {
     "settings as a list": _of_another_shape("sentence_bert_config.json", []),
     "prompts as a list": _of_another_shape("config_sentence_transformers.json", []),
     "length as text": _of_another_shape("sentence_bert_config.json", {"max_seq_length": "many"}),
-    "index without a map": _of_another_shape("model.safetensors.index.json", {}),
-    "index of numbers": _of_another_shape("model.safetensors.index.json", {"weight_map": {"a": 1}}),
-    "index that leads away": _of_another_shape("model.safetensors.index.json", {"weight_map": {"a": "../a"}}),
+    "index without a map": _indexed({}),
+    "index of numbers": _indexed({"weight_map": {"a": 1}}),
+    "index that leads away": _indexed({"weight_map": {"a": "../a"}}),
     "whole numbers for weights": lambda directory: _rewrite(
         directory, lambda tensors: tensors.update({TENSOR: torch.ones(64, 64, dtype=torch.int8)})
     ),

@@ -62,10 +62,10 @@ class Checkpoint:
 
 
 def _file_names(directory: Path) -> list[str]:
+    if (directory / _ONE).exists():  # beside an index it is the one that transformers reads
+        return [_ONE]
     if (directory / _INDEX).exists():
         return _listed(read_json(directory / _INDEX))
-    if (directory / _ONE).exists():
-        return [_ONE]
     if any(directory.glob("*.bin")):
         raise CheckpointError(
             f"the model has weights as .bin only, which can run code when read; convert them to {_ONE} with "

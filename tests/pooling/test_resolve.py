@@ -69,7 +69,16 @@ def test_an_architecture_does_what_its_head_is_for(
         ),
         (
             {"num_labels": 3, "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
-            "softmax",
+            "sigmoid",
+            "model",
+        ),
+        (
+            {
+                "num_labels": 1,
+                "problem_type": "regression",
+                "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"},
+            },
+            "sigmoid",
             "model",
         ),
         (
