@@ -159,7 +159,7 @@ def handle(service: Service) -> Any:
 
 
 def _flags(stats_port: int, metrics_port: int) -> dict[str, str]:
-    """What `raypool serve` sets for a user, with ports of this session's own."""
+    """What `raypool serve` sets for a user, with ports of its own."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -27,20 +27,27 @@ def test_a_killed_replica_costs_no_client_anything(client: httpx.Client, handle:
     texts = [words(1 + index % 50, start=index) for index in range(20)]
     expected = handle.embed.remote(texts, model="bert").result()
     responses: list[httpx.Response] = []
+    bulk: list[httpx.Response] = []
     over = threading.Event()
 
-    def post_until_over() -> None:
+    def post_until_over(body: dict[str, Any], to: list[httpx.Response]) -> None:
         while not over.is_set():
-            responses.append(client.post(EMBED, json={"input": texts, "model": "bert"}))
+            to.append(client.post(EMBED, json={**body, "model": "bert"}))
+
+    def under_way() -> bool:
+        return len(responses) > 20 and engine_values(client, "waiting_tokens", "bert").get(victim, 0) > 10_000
 
     with ThreadPoolExecutor(8) as threads:
-        load = [threads.submit(post_until_over) for _ in range(8)]
-        wait_until(lambda: len(responses) > 20)
-        kill(victim)
-        wait_until(lambda: len({*engine_values(client, "steps", "bert")} - {victim}) == 2)  # another has its place
-        over.set()
+        load = [threads.submit(post_until_over, {"input": texts}, responses) for _ in range(6)]
+        load += [threads.submit(post_until_over, LONG, bulk) for _ in range(2)]
+        try:
+            wait_until(under_way)
+            kill(victim)
+            wait_until(lambda: len({*engine_values(client, "steps", "bert")} - {victim}) == 2)  # another has its place
+        finally:
+            over.set()
     assert all(thread.result() is None for thread in load)
-    assert {response.status_code for response in responses} == {200}
+    assert {response.status_code for response in responses + bulk} == {200}
     assert metric(client, 'raypool_lost_slices_total{model="bert"') >= 1  # else nothing was at stake
     assert other in engine_values(client, "steps", "bert")
     for response in responses:
