@@ -37,6 +37,12 @@ def long_texts(count: int = 192) -> list[str]:
     return _texts(count, mean=335, sigma=0.4, cap=512, seed=2)
 
 
+def texts_of(words: int, count: int) -> list[str]:
+    """Texts of so many words each, all different."""
+    draw = np.random.Generator(np.random.PCG64(words))
+    return [_text(draw.integers(0, len(_WORDS), words)) for _ in range(count)]
+
+
 def _texts(count: int, mean: int, sigma: float, cap: int, seed: int) -> list[str]:
     draw = np.random.Generator(np.random.PCG64(seed))
     lengths = _lengths(draw.standard_normal(count) * sigma, mean, cap)

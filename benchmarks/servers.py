@@ -1,0 +1,141 @@
+"""The servers that are compared over HTTP: how each is started in its best CPU mode, and ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers import PEERS, Peer
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MODEL = "minilm"
+_START_S = 300.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as one command; `{port}`, `{model}` and `{threads}` in it are filled in.
+
+    peer: the environment that it runs in; None is ours.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    variables: Mapping[str, str]
+    peer: Peer | None = None
+
+    @property
+    def model_name(self) -> str:
+        return _MODEL
+
+    @contextmanager
+    def running(self, model: Path, threads: int, ready: Callable[[str], bool]) -> Iterator[str]:
+        """Its address, once it answers. Raises RuntimeError with the end of its log if it never does."""
+        port = _free_port()
+        filled = [part.format(port=port, model=model, threads=threads, name=_MODEL) for part in self.command]
+        environment = self.peer.environment() if self.peer else {**os.environ, "PYTHONPATH": str(_ROOT)}
+        environment |= {name: value.format(threads=threads) for name, value in self.variables.items()}
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                filled, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir(),
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                url = f"http://127.0.0.1:{port}"
+                _wait(process, lambda: ready(url))
+                yield url
+            except Exception as error:
+                log.seek(0)
+                end = log.read()[-3_000:].decode(errors="replace")
+                raise RuntimeError(f"{self.name} failed: {error}\n{end}") from error
+            finally:
+                _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + _START_S
+    while not ready():
+        if process.poll() is not None:
+            raise RuntimeError(f"it ended with {process.returncode}")
+        if time.monotonic() > end:
+            raise RuntimeError(f"it did not answer within {_START_S:g} s")
+        time.sleep(0.5)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks it to end, then ends all that it started."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+_VLLM = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "OMP_NUM_THREADS": "{threads}",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+
+SERVERS = {
+    server.name: server
+    for server in (
+        Server(
+            "raypool",
+            (
+                str(Path(sys.executable).with_name("raypool")), "serve", "{model}", "--served-model-name", "{name}",
+                "--dtype", "bfloat16", "--port", "{port}",
+            ),
+            {"RAY_USAGE_STATS_ENABLED": "0"},
+        ),
+        # Eager: its default, compiled float16, is several times slower on a CPU.
+        Server(
+            "vllm",
+            (
+                "vllm", "serve", "{model}", "--served-model-name", "{name}", "--runner", "pooling", "--dtype",
+                "bfloat16", "--enforce-eager", "--host", "127.0.0.1", "--port", "{port}",
+            ),
+            _VLLM,
+            PEERS["vllm"],
+        ),
+        Server(
+            "ray-serve-llm",
+            ("python", str(_ROOT / "benchmarks" / "ray_serve_llm.py"), "{model}", "{name}", "{port}", "{threads}"),
+            _VLLM | _RAY,
+            PEERS["vllm"],
+        ),
+        Server(
+            "infinity",
+            (
+                "infinity_emb", "v2", "--model-id", "{model}", "--served-model-name", "{name}", "--engine", "torch",
+                "--device", "cpu", "--dtype", "bfloat16", "--no-bettertransformer", "--batch-size", "32", "--host",
+                "127.0.0.1", "--port", "{port}", "--url-prefix", "/v1",
+            ),
+            {"OMP_NUM_THREADS": "{threads}", "DO_NOT_TRACK": "1"},
+            PEERS["infinity"],
+        ),
+    )
+}  # fmt: skip
