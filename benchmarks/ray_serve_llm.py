@@ -13,7 +13,8 @@ from ray.serve.llm import LLMConfig, build_openai_app
 
 def main() -> None:
     model, name, port, threads = sys.argv[1:]
-    ray.init(address="local", include_dashboard=False, log_to_driver=True)
+    # More CPUs than there are, in name only: the replica and its ingress each reserve some.
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=True)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": model},
@@ -28,11 +29,7 @@ def main() -> None:
         deployment_config={"num_replicas": 1, "max_ongoing_requests": 512},
         runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
     )
-    serve.run(
-        build_openai_app(
-            {"llm_configs": [config], "ingress_deployment_config": {"ray_actor_options": {"num_cpus": 0.5}}}
-        )
-    )
+    serve.run(build_openai_app({"llm_configs": [config]}))
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
     serve.shutdown()
     ray.shutdown()
