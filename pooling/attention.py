@@ -20,8 +20,9 @@ NAME = "raypool_packed"
 _SLOT = "raypool_packing"
 # Score matrices of this size stay in a core's second-level cache, where softmax and the second product find them.
 _CACHE_BYTES = 1 << 20
-# Beyond this the fused kernel, which never holds all scores, wins.
-_PLAIN_BYTES = 1 << 26
+# Beyond this the fused kernel, which never holds all scores, wins. With AMX it always does: its products are as fast,
+# and 54 tokens of MiniLM take 1.4 instead of 1.9 ms a thousand.
+_PLAIN_BYTES = 0 if torch.cpu._is_amx_tile_supported() else 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, place: Tensor, scale: float) -> None:
-    """softmax(q k) v as two matrix products: in bfloat16 they run up to twice as fast as torch's fused CPU kernel."""
+    """softmax(q k) v as two matrix products: without AMX, up to twice as fast in bfloat16 as torch's fused kernel."""
     inputs, heads, length, _ = q.shape
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # a view for one input, else a copy
     scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)

@@ -32,6 +32,12 @@ def by_definition(q, k, v, causal, window, softcap, attended=LENGTHS):  # type: 
     return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.double()).transpose(0, 1)
 
 
+@pytest.fixture(params=["two products", "fused"], autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the two a CPU takes depends on what it multiplies fast; both must be right on each."""
+    monkeypatch.setattr("pooling.attention._PLAIN_BYTES", 1 << 26 if request.param == "two products" else 0)
+
+
 @pytest.mark.parametrize(
     ("dtype", "kv_heads", "causal", "window", "softcap"),
     [
