@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +54,12 @@ class EchoRunner:
 
     def describe(self) -> dict[str, str]:
         return {}
+
+    def watch(self, listener: Callable[[str], None]) -> None:
+        self.listener = listener
+
+    def close(self) -> None:
+        self.closed = True
 
     def prepare(self, parts: Sequence[PackedBatch]) -> list[PackedBatch]:
         return list(parts)
