@@ -165,8 +165,14 @@ def _describe(card: ModelCard) -> str:
         "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
         "longest input": f"{card.max_model_len} tokens",
         "prompts": ", ".join(card.prompts) or "none",
+        "tensor parallel": _ranks(card),
     }
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
+
+
+def _ranks(card: ModelCard) -> str:
+    sizes = ", ".join(map(str, card.tensor_parallel_sizes))
+    return f"over {sizes} ranks" if sizes else f"no: {card.unsplit_because}"
 
 
 def _int8_range(card: ModelCard) -> str:

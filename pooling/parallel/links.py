@@ -44,7 +44,7 @@ class Order:
 
 
 class Link:
-    """Frames over a connected socket. When the other end is gone every method raises OSError, receive() EOFError too."""
+    """Frames over a connected socket. Where the other end is gone methods raise OSError, and receive() EOFError too."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection

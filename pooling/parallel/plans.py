@@ -147,10 +147,6 @@ _HEADS = ("num_attention_heads", "num_key_value_heads")
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "hidden_dim", "ffn_dim", "d_ff", "n_inner")
 
 
-def has_plan(model_type: str) -> bool:
-    return model_type in _FAMILIES
-
-
 def plan_of(config: PreTrainedConfig) -> Plan:
     """The plan of a family that has one. Raises CheckpointError for a word in transformers' plan that is not known."""
     plan = _FAMILIES[config.model_type]
@@ -166,15 +162,29 @@ def plan_of(config: PreTrainedConfig) -> Plan:
     return _DECODER | {name: word if isinstance(word, Rule) else _WORDS[word] for name, word in own.items()}
 
 
-def divided_sizes(config: PreTrainedConfig) -> dict[str, int]:
+def sizes_of(config: PreTrainedConfig, packed: bool) -> tuple[int, ...]:
+    """The numbers of ranks, above 1, that a model can be split over; () for one that cannot be split."""
+    if not packed or config.model_type not in _FAMILIES:
+        return ()
+    common = math.gcd(*_divided(config).values())
+    return tuple(size for size in range(2, common + 1) if common % size == 0)
+
+
+def obstacle_to(size: int, config: PreTrainedConfig, packed: bool) -> str | None:
+    """Why a model cannot be split over `size` ranks; None if it can. packed: whether its family runs packed."""
+    kind = config.model_type
+    if not packed:
+        return f"family {kind} runs padded, and only families that run packed are split"
+    if kind not in _FAMILIES:
+        return f"family {kind} has no tensor-parallel plan; those that have one are {', '.join(_FAMILIES)}"
+    odd = [f"{name} {value}" for name, value in _divided(config).items() if value % size]
+    if odd:
+        allowed = ", ".join(map(str, (1, *sizes_of(config, packed))))
+        return f"{' and '.join(odd)} cannot be divided by it; allowed are {allowed}"
+    return None
+
+
+def _divided(config: PreTrainedConfig) -> dict[str, int]:
     """By name, the sizes that must divide by the number of ranks."""
     named = {name: getattr(config, name, None) for name in (*_HEADS, *_WIDTHS)}
     return {name: size for name, size in named.items() if isinstance(size, int) and size > 0}
-
-
-def allowed_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
-    """The numbers of ranks, above 1, that a model can be split over; () for a family without a plan."""
-    if not has_plan(config.model_type):
-        return ()
-    common = math.gcd(*divided_sizes(config).values())
-    return tuple(size for size in range(2, common + 1) if common % size == 0)
