@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -31,15 +32,17 @@ def serve_rank(door: str, rank: int, device: torch.device) -> None:
     link = Link.to(door)
     link.send_json(Kind.JOIN, {"rank": rank})
     order, memory = link.receive_order()
-    with _tied_to(link, Path(door).parent) as over:
+    place = Path(door).parent
+    with _tied_to(link, place) as over:
         try:
-            forward = _load(order, rank, device, Path(door).parent / "collective")
+            forward = _load(order, rank, device, place / "collective")
             link.send(Kind.READY)
             _run_steps(forward, link, Ring(memory, order.slots, order.slot_bytes))
+        except (EOFError, BrokenPipeError):
+            _end_process(place)
         except Exception as error:
             over.set()
-            detail = error.detail if isinstance(error, PoolingError) else str(error)
-            link.send_json(Kind.FAILED, [type(error).__name__, detail])
+            _report(error, link, place)
             raise
         over.set()  # first: rank 0 may close the line as soon as it hears the word
         link.send(Kind.BYE)
@@ -72,6 +75,25 @@ def _run_steps(forward: PackedForward, link: Link, ring: Ring) -> None:
                 forward(forward.prepare(step.ids, step.lengths, step.second, step.attended))
 
 
+def _report(error: Exception, link: Link, place: Path) -> None:
+    """Tells rank 0, and waits until it has ended the group; a sum fails here too because rank 0 is gone."""
+    detail = error.detail if isinstance(error, PoolingError) else str(error)
+    try:
+        link.send_json(Kind.FAILED, [type(error).__name__, detail])
+        while True:
+            link.receive()
+    except EOFError:
+        shutil.rmtree(place, ignore_errors=True)
+    except OSError:
+        _end_process(place)
+
+
+def _end_process(place: Path) -> NoReturn:
+    """Rank 0 is gone, and could not take away the group's files."""
+    shutil.rmtree(place, ignore_errors=True)
+    os._exit(1)
+
+
 @contextmanager
 def _tied_to(link: Link, place: Path) -> Iterator[threading.Event]:
     """Ends this process when the other end of the link is gone, even in the middle of a sum that waits for it.
@@ -85,8 +107,7 @@ def _tied_to(link: Link, place: Path) -> Iterator[threading.Event]:
         poll.register(link.fileno(), select.POLLRDHUP)
         poll.poll()
         if not over.is_set():
-            shutil.rmtree(place, ignore_errors=True)  # rank 0 could not
-            os._exit(1)
+            _end_process(place)
 
     watcher = threading.Thread(target=watch, name="raypool-rank-0", daemon=True)
     watcher.start()
