@@ -105,7 +105,7 @@ class Engine:
         self._device = device
         # Also at the interpreter's end, for those who never close.
         self._end_device = weakref.finalize(self, device.close)
-        self.on_failure: Callable[[], None] | None = None  # called once, on any thread
+        self.on_failure: Callable[[], object] | None = None  # called once, on any thread
         runner.watch(partial(_tell, weakref.ref(self)))
 
     @classmethod
