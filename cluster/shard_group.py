@@ -12,6 +12,7 @@ from cluster.failure import last_line
 from cluster.worker import ShardWorker
 from pooling.errors import StartupError
 from pooling.parallel.group import Meeting, StartRanks
+from pooling.parallel.local import start_local
 
 
 def start_in_placement_group() -> StartRanks:
@@ -31,6 +32,11 @@ def start_in_placement_group() -> StartRanks:
         return ActorRanks([_Rank(group, rank, meeting) for rank in range(1, meeting.size)])
 
     return start
+
+
+def start_ranks() -> StartRanks:
+    """For jobs of any shape: in the placement group where this process is in one, else as processes of this machine."""
+    return start_local if get_current_placement_group() is None else start_in_placement_group()
 
 
 class _Rank:

@@ -49,6 +49,7 @@ def serve(arguments: Namespace) -> None:
         refuse_taken_ports(plan.host, plan.port)
         for model in models:
             refuse_bad_source(model.source)
+            _refuse_bad_split(model.spec)
     from deployments.greeting import greeting
     from deployments.serving import address, serving
 
@@ -62,6 +63,14 @@ def serve(arguments: Namespace) -> None:
             threading.Event().wait()
         except KeyboardInterrupt:
             _say("stopping")
+
+
+def _refuse_bad_split(spec: ModelSpec) -> None:
+    """Raises ConfigError for a model that cannot be split as asked, before room is made for its ranks."""
+    if spec.tensor_parallel_size > 1:
+        from pooling.loading.describe import describe
+
+        describe(spec)
 
 
 def embed(arguments: Namespace) -> None:

@@ -23,8 +23,8 @@ class Collective:
         stores: Any = dist  # it lists its stores for no type checker
         store = stores.FileStore(str(place), size)
         timeout = timedelta(seconds=timeout_s)
-        make = _nccl if device.type == "cuda" else _gloo
-        self._group = make(store, rank, size, timeout)
+        self._nccl = device.type == "cuda"
+        self._group = (_nccl if self._nccl else _gloo)(store, rank, size, timeout)
         self.add_up(torch.zeros(1, device=device))  # the first one connects
 
     def add_up(self, tensor: Tensor) -> Tensor:
@@ -32,6 +32,12 @@ class Collective:
         tensor = tensor.contiguous()
         self._group.allreduce([tensor]).wait()
         return tensor
+
+    def abort(self) -> None:
+        """Ends a sum that waits for a rank that is gone: gloo's ends by itself, NCCL's would spin for ever."""
+        abort = getattr(self._group, "abort", None)
+        if self._nccl and abort is not None:
+            abort()
 
 
 def _gloo(store: Any, rank: int, size: int, timeout: timedelta) -> Any:

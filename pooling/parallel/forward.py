@@ -108,6 +108,7 @@ def load_group(
     group = Group(order, start)
     try:
         collective = Collective(group.meeting_file, 0, size, device, order.timeout_s)
+        group.watch(lambda _: collective.abort())
         own, heads = load_packed(description, dtype, device, max_batch_tokens, Shard(0, size, collective.add_up))
         group.wait_ready()
         forward = GroupForward(own, group)

@@ -71,7 +71,7 @@ class Group:
         self.failure: str | None = None
         self._error: PoolingError | None = None
         self._changed = threading.Condition()
-        self._listener: Callable[[str], None] | None = None
+        self._listeners: list[Callable[[str], None]] = []
         self._stopping = False
         self._next = 0
         self._place = Path(tempfile.mkdtemp(prefix="raypool-"))
@@ -123,9 +123,12 @@ class Group:
 
     def watch(self, listener: Callable[[str], None]) -> None:
         """listener(failure) is called, on a thread of the group's, when the group is over before stop()."""
-        self._listener = listener
-        if self.failure is not None:
-            listener(self.failure)
+        with self._changed:
+            failure = self.failure
+            if failure is None:
+                self._listeners.append(listener)
+        if failure is not None:
+            listener(failure)
 
     def stop(self) -> None:
         """Ends the group in good order: ranks that are idle leave by themselves, others are ended."""
@@ -201,11 +204,12 @@ class Group:
             if self.failure is not None or self._stopping:
                 return
             self.failure = failure
+            listeners, self._listeners = self._listeners, []
             self._changed.notify_all()
         log.error("tensor parallel: %s; the group ends", failure)
         self._close_links()
-        if self._listener is not None:
-            self._listener(failure)
+        for listener in listeners:
+            listener(failure)
         self._give_up()
 
     def _close_links(self) -> None:
