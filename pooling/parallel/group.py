@@ -86,6 +86,7 @@ class Group:
                 self._let_in(door, order, memory)
         except BaseException:
             self._give_up()
+            self._close_links()
             raise
         self._ring = Ring(memory, order.slots, order.slot_bytes)
         self._slots = order.slots
@@ -169,6 +170,12 @@ class Group:
 
     def _watch(self) -> None:
         """Hears every rank until all have left, or one too early."""
+        try:
+            self._hear_all()
+        finally:
+            self._close_links()
+
+    def _hear_all(self) -> None:
         with selectors.DefaultSelector() as selector:
             for rank, link in self._links.items():
                 selector.register(link, selectors.EVENT_READ, rank)
@@ -207,18 +214,22 @@ class Group:
             listeners, self._listeners = self._listeners, []
             self._changed.notify_all()
         log.error("tensor parallel: %s; the group ends", failure)
-        self._close_links()
+        self._hang_up()
         for listener in listeners:
             listener(failure)
         self._give_up()
 
+    def _hang_up(self) -> None:
+        """Every rank hears of it, even in the middle of a sum, and ends; so does the watcher."""
+        for link in self._links.values():
+            link.hang_up()
+
     def _close_links(self) -> None:
-        """Every rank hears of it, even in the middle of a sum, and ends."""
         for link in self._links.values():
             link.close()
 
     def _give_up(self) -> None:
-        self._close_links()
+        self._hang_up()
         if self._ranks is not None:
             self._ranks.end()
         shutil.rmtree(self._place, ignore_errors=True)

@@ -83,10 +83,14 @@ class Link:
         _, payload = self.receive()
         return Order(**json.loads(payload)), memory[0]
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         """Both ends hear of it, and whoever waits in receive()."""
         with contextlib.suppress(OSError):  # the other end was first
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """For when nobody waits in receive() any more."""
+        self.hang_up()
         self._socket.close()
 
     def _exactly(self, size: int) -> bytes:

@@ -230,6 +230,33 @@ async def test_a_step_that_never_ends_fails_its_callers() -> None:
     engine.close()
 
 
+async def test_a_process_of_the_runner_that_is_gone_fails_all_who_wait_at_once() -> None:
+    """It is noticed on a thread of the runner's, while the step that needs it may hang for ever."""
+    runner = EchoRunner()
+    engine, told = engine_of(runner), asyncio.Event()
+    engine.on_failure = told.set
+    runner.gate.clear()
+    call = asyncio.create_task(engine.pool(batch([1])))
+    await asyncio.sleep(0.01)
+    threading.Thread(target=runner.listener, args=("rank 1 has ended",)).start()
+    with pytest.raises(EngineDead, match="the engine has stopped: rank 1 has ended"):
+        await asyncio.wait_for(call, 5)
+    assert told.is_set()
+    assert not engine.healthy
+    runner.gate.set()
+    engine.close()
+    assert runner.closed
+
+
+def test_a_process_that_is_gone_before_anyone_asked_is_heard_of_too() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.listener("rank 1 has ended")
+    with pytest.raises(EngineDead, match="rank 1 has ended"):
+        asyncio.run(engine.pool(batch([1])))
+    engine.close()
+
+
 async def test_closing_tells_those_who_wait() -> None:
     runner = EchoRunner()
     engine = engine_of(runner)
