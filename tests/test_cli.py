@@ -145,7 +145,6 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("serve", "/no/such/model", "--port", free_port()), "model source '/no/such/model' does not exist"),
         (("serve", MINILM, "--override-pooler-config", "{"), "--override-pooler-config is not JSON"),
         (("serve", MINILM, "--hf-overrides", "[]"), "--hf-overrides is not a JSON object"),
-        (("serve", MINILM, "--tensor-parallel-size", "2"), "only 1 is allowed"),
         (
             ("serve", ROOT / "configs" / "demo.yaml", "--dtype", "float32", "--replicas", "2"),
             "--dtype, --replicas would go unheard beside a config file",
