@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.forward import PackedForward, StepInput, check, load_packed, obstacle
+from pooling.forward import PackedForward, StepInput, load_packed, obstacle
 from pooling.heads import Head
 from pooling.loading.describe import Description
 from pooling.parallel.collective import Collective
@@ -19,6 +19,7 @@ from pooling.parallel.group import Group, StartRanks
 from pooling.parallel.links import Order
 from pooling.parallel.ring import SLOTS, StepMessage, slot_bytes
 from pooling.parallel.shard import Shard
+from pooling.self_check import check
 
 # The inputs of the start-up check may be longer than a step that a small model was given.
 _LEAST_TOKENS = 2_048
