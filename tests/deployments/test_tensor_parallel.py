@@ -14,7 +14,7 @@ import pytest
 from ray import serve
 
 from tests.deployments.conftest import Service, wait_until
-from tests.deployments.test_failure import engine_values, metric
+from tests.deployments.test_failure import engine_values, kill, metric
 from tests.texts import words
 
 EMBED = "/v1/embeddings"
@@ -72,6 +72,16 @@ def test_a_killed_shard_costs_no_client_anything(split: httpx.Client, client: ht
     for response in responses:
         rows = np.array([item["embedding"] for item in response.json()["data"]])
         assert np.abs(rows - expected).max() < 1e-5
+
+
+def test_the_shard_of_a_killed_replica_ends_with_it(split: httpx.Client) -> None:
+    before = shards()
+    replicas = set(engine_values(split, "steps", "split"))
+    assert len(before) == len(replicas) == 2
+    kill(min(replicas))
+    wait_until(lambda: len(before & shards()) == 1)
+    wait_until(lambda: len(shards()) == 2 and len(set(engine_values(split, "steps", "split")) - replicas) == 1, 120)
+    assert split.post(EMBED, json={"input": "a", "model": "split"}).status_code == 200
 
 
 def vectors(client: httpx.Client, model: str) -> Any:
