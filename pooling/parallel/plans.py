@@ -121,7 +121,7 @@ _OLMO2 = _DECODER | _LLAMA_LAYERS | _plan(norm="layers.*.self_attn.q_norm layers
 
 # None: transformers' own plan of the family, with what it leaves out.
 _FAMILIES: dict[str, Plan | None] = {
-    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "camembert"), _BERT),
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"), _BERT),
     "distilbert": _DISTILBERT,
     "albert": _ALBERT,
     **dict.fromkeys(("modernbert", "modernbert-decoder"), _MODERNBERT),

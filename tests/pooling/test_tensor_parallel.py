@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
+from pooling.forward import load_packed
 from pooling.intake import Intake
+from pooling.loading.describe import describe
+from pooling.parallel import plans
 from pooling.parallel.group import StartRanks
 from pooling.parallel.plans import obstacle_to
+from pooling.parallel.shard import Shard
 from pooling.request import PoolingParams, PoolingRequest, Rows
 from pooling.runner import LocalRunner
 from tests.checkpoints import EVERY
+from tests.checkpoints.writing import copy_with
 from tests.headed import Headed
 from tests.ranks import LongRank
 from tests.sentence_encoders import backbone, bge_m3, multi_vector, splade
@@ -115,21 +122,27 @@ def test_what_cannot_be_split_is_refused_before_anything_starts(
         LocalRunner(ModelSpec(source=str(checkpoint(name)), tensor_parallel_size=size), never)
 
 
-def test_a_family_that_packs_without_a_plan_is_refused_by_name() -> None:
-    from transformers import XLMRobertaXLConfig
+def test_a_family_without_a_plan_is_refused_by_name(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(plans._FAMILIES, "bert")
+    with pytest.raises(
+        ConfigError, match="family bert has no tensor-parallel plan; those that have one are electra, ro"
+    ):
+        LocalRunner(ModelSpec(source=str(checkpoint("bert")), tensor_parallel_size=2), never)
 
-    said = obstacle_to(2, XLMRobertaXLConfig(), packed=True)
-    assert said is not None
-    assert said.startswith("family xlm-roberta-xl has no tensor-parallel plan; those that have one are bert, electra")
+
+def test_a_weight_without_a_rule_is_refused_by_name(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether every rank should have it whole is not to be guessed."""
+    plan = {name: rule for name, rule in plans._BERT.items() if name != "embeddings.token_type_embeddings"}
+    monkeypatch.setitem(plans._FAMILIES, "bert", plan)
+    shard = Shard(0, 2, lambda tensor: tensor)
+    with pytest.raises(CheckpointError, match=r"tensor 'embeddings\.token_type_embeddings\.weight' has no rule in the"):
+        load_packed(
+            describe(ModelSpec(source=str(checkpoint("bert")))), torch.float32, torch.device("cpu"), 1024, shard
+        )
 
 
 def test_a_rank_that_cannot_load_is_quoted(checkpoint: Checkpoints, rank: LongRank, tmp_path: Path) -> None:
     """Rank 1 reads slices that rank 0 does not."""
-    import torch
-    from safetensors.torch import load_file
-
-    from tests.checkpoints.writing import copy_with
-
     tensors = load_file(checkpoint("bert") / "model.safetensors")
     name = next(name for name in tensors if name.endswith("layer.0.intermediate.dense.weight"))
     tensors[name][-1] = torch.nan
