@@ -16,7 +16,7 @@ from pooling.heads import Head
 from pooling.loading.describe import Description
 from pooling.parallel.collective import Collective
 from pooling.parallel.group import Group, StartRanks
-from pooling.parallel.links import Order
+from pooling.parallel.links import Order, Stage
 from pooling.parallel.ring import SLOTS, StepMessage, slot_bytes
 from pooling.parallel.shard import Shard
 from pooling.self_check import check
@@ -108,10 +108,11 @@ def load_group(
     )
     group = Group(order, start)
     try:
+        group.wait_for(Stage.PREPARED)  # a rank that failed before would be waited for in vain
         collective = Collective(group.meeting_file, 0, size, device, order.timeout_s)
         group.watch(lambda _: collective.abort())
         own, heads = load_packed(description, dtype, device, max_batch_tokens, Shard(0, size, collective.add_up))
-        group.wait_ready()
+        group.wait_for(Stage.LOADED)
         forward = GroupForward(own, group)
         reason = check(forward, description, dtype)
         if reason is not None:

@@ -1,7 +1,7 @@
 """Group: rank 0's side of the step protocol: starts the other ranks, hands them each step, and fails as one.
 
 A rank joins by connecting to the group's door and is told its Order; it says
-READY when its share of the model is loaded. For each step rank 0 leaves the
+READY at each stage of loading its share of the model. For each step rank 0 leaves the
 inputs in shared memory and sends its number; the rank says READ and runs it
 beside rank 0: their sums over the ranks are what holds them together. Nothing
 else is answered: rank 0 alone has heads and returns rows. A rank that fails
@@ -24,7 +24,7 @@ from typing import Protocol
 
 from pooling import errors
 from pooling.errors import EngineFailure, PoolingError, StartupError
-from pooling.parallel.links import Kind, Link, Order, number_of
+from pooling.parallel.links import Kind, Link, Order, Stage, number_of
 from pooling.parallel.ring import Ring, StepMessage
 
 log = logging.getLogger("raypool")
@@ -90,7 +90,7 @@ class Group:
             raise
         self._ring = Ring(memory, order.slots, order.slot_bytes)
         self._slots = order.slots
-        self._ready: set[int] = set()
+        self._stages = dict.fromkeys(self._links, 0)
         self._read = dict.fromkeys(self._links, -1)
         self._watcher = threading.Thread(target=self._watch, name="raypool-ranks", daemon=True)
         self._watcher.start()
@@ -100,10 +100,10 @@ class Group:
         """Where the ranks' collective finds its members."""
         return self._place / "collective"
 
-    def wait_ready(self) -> None:
-        """Returns when every rank has loaded its share. Raises what a rank failed with."""
+    def wait_for(self, stage: Stage) -> None:
+        """Returns when every rank has come so far. Raises what a rank failed with."""
         with self._changed:
-            self._changed.wait_for(lambda: self.failure or len(self._ready) == len(self._links))
+            self._changed.wait_for(lambda: self.failure or min(self._stages.values()) >= stage)
         if self.failure is not None:
             raise self._error or StartupError(self.failure)
 
@@ -200,7 +200,7 @@ class Group:
             return False
         with self._changed:
             if kind == Kind.READY:
-                self._ready.add(rank)
+                self._stages[rank] = number_of(payload)
             elif kind == Kind.READ:
                 self._read[rank] = number_of(payload)
             self._changed.notify_all()

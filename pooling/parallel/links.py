@@ -13,7 +13,7 @@ _NUMBER = struct.Struct("!q")
 
 
 class Kind(IntEnum):
-    """What a frame says. Of a rank: JOIN, READY when its share is loaded, READ when it has a step's input, FAILED, BYE.
+    """What a frame says. Of a rank: JOIN, READY with a Stage, READ when it has a step's input, FAILED, BYE.
 
     Of rank 0: ORDER, STEP with the number of the step, STOP.
     """
@@ -26,6 +26,14 @@ class Kind(IntEnum):
     FAILED = 6
     STOP = 7
     BYE = 8
+
+
+class Stage(IntEnum):
+    """How far a rank is: it knows its model and has its device, so that nothing but the others is missing for the
+    first sum; its share is loaded."""
+
+    PREPARED = 1
+    LOADED = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pooling.errors import PoolingError
 from pooling.forward import PackedForward, load_packed
 from pooling.loading.describe import describe
 from pooling.parallel.collective import Collective
-from pooling.parallel.links import Kind, Link, Order, number_of
+from pooling.parallel.links import Kind, Link, Order, Stage, number_of
 from pooling.parallel.ring import Ring
 from pooling.parallel.shard import Shard
 
@@ -35,8 +35,8 @@ def serve_rank(door: str, rank: int, device: torch.device) -> None:
     place = Path(door).parent
     with _tied_to(link, place) as over:
         try:
-            forward = _load(order, rank, device, place / "collective")
-            link.send(Kind.READY)
+            forward = _load(order, rank, device, link, place / "collective")
+            link.send_number(Kind.READY, Stage.LOADED)
             _run_steps(forward, link, Ring(memory, order.slots, order.slot_bytes))
         except (EOFError, BrokenPipeError):
             _end_process(place)
@@ -48,11 +48,12 @@ def serve_rank(door: str, rank: int, device: torch.device) -> None:
         link.send(Kind.BYE)
 
 
-def _load(order: Order, rank: int, device: torch.device, place: Path) -> PackedForward:
+def _load(order: Order, rank: int, device: torch.device, link: Link, place: Path) -> PackedForward:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(order.threads)
     description = describe(ModelSpec.model_validate_json(order.spec))
+    link.send_number(Kind.READY, Stage.PREPARED)
     collective = Collective(place, rank, order.size, device, order.timeout_s)
     dtype: torch.dtype = getattr(torch, order.dtype)
     shard = Shard(rank, order.size, collective.add_up)

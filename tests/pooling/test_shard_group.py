@@ -16,9 +16,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pooling import LLM, ModelSpec
-from pooling.errors import EngineDead, StartupError
+from pooling.errors import EngineDead, SourceError, StartupError
 from pooling.parallel.group import Group, Meeting
-from pooling.parallel.links import Order
+from pooling.parallel.links import Order, Stage
+from pooling.parallel.local import start_local
 from pooling.parallel.ring import SLOTS, Ring, StepMessage, slot_bytes
 from pooling.runner import LocalRunner
 from tests.checkpoints import MINILM
@@ -154,6 +155,14 @@ def test_a_rank_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.Monkey
     with pytest.raises(StartupError, match="no place for 2"):
         LocalRunner(ModelSpec(source=MINILM, tensor_parallel_size=2), refuse)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_does_not_find_the_model_is_quoted_at_once(tmp_path: Path) -> None:
+    """Before the first sum, in which rank 0 would wait for it as long as for any step."""
+    group = Group(order(spec=ModelSpec(source=str(tmp_path / "gone")).model_dump_json(), device="cpu"), start_local)
+    with pytest.raises(SourceError, match="gone' does not exist"):
+        group.wait_for(Stage.PREPARED)
+    group.stop()
 
 
 @pytest.mark.parametrize("second", [None, [1, 0]])
