@@ -10,6 +10,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
+from cluster.placement import bundles
 from deployments.config import ONGOING_REQUESTS, Autoscaling, ModelConfig, ServiceConfig
 from deployments.replica import EngineReplica
 from deployments.resources import Resources, running_cluster, share_out
@@ -62,8 +63,17 @@ def _engine(model: ModelConfig, resources: Resources) -> Application:
         max_constructor_retry_count=_START_ATTEMPTS,
         logging_config=_QUIET,
         **count,
+        **_placement(resources),
     )
     return deployment(EngineReplica).bind(model.spec, resources.threads)
+
+
+def _placement(resources: Resources) -> dict[str, Any]:
+    """Room for every rank of a replica on one node; the replica itself is rank 0, in the first bundle."""
+    if resources.ranks == 1:
+        return {}
+    reserved = bundles(resources.ranks, resources.num_cpus, resources.num_gpus)
+    return {"placement_group_bundles": reserved, "placement_group_strategy": "STRICT_PACK"}
 
 
 def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:

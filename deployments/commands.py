@@ -49,6 +49,7 @@ def serve(arguments: Namespace) -> None:
         refuse_taken_ports(plan.host, plan.port)
         for model in models:
             refuse_bad_source(model.source)
+            _refuse_bad_split(model.spec)
     from deployments.greeting import greeting
     from deployments.serving import address, serving
 
@@ -62,6 +63,14 @@ def serve(arguments: Namespace) -> None:
             threading.Event().wait()
         except KeyboardInterrupt:
             _say("stopping")
+
+
+def _refuse_bad_split(spec: ModelSpec) -> None:
+    """Raises ConfigError for a model that cannot be split as asked, before room is made for its ranks."""
+    if spec.tensor_parallel_size > 1:
+        from pooling.loading.describe import describe
+
+        describe(spec)
 
 
 def embed(arguments: Namespace) -> None:
@@ -165,8 +174,14 @@ def _describe(card: ModelCard) -> str:
         "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
         "longest input": f"{card.max_model_len} tokens",
         "prompts": ", ".join(card.prompts) or "none",
+        "tensor parallel": _ranks(card),
     }
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
+
+
+def _ranks(card: ModelCard) -> str:
+    sizes = ", ".join(map(str, card.tensor_parallel_sizes))
+    return f"over {sizes} ranks" if sizes else f"no: {card.unsplit_because}"
 
 
 def _int8_range(card: ModelCard) -> str:

@@ -42,9 +42,9 @@ class ModelConfig(ModelSpec):
     replicas: int = Field(1, gt=0)
     autoscaling: Autoscaling | None = None
     num_cpus: float | None = Field(
-        None, gt=0, description="for each replica; None: 1 beside a GPU, else the cluster's CPUs shared out"
+        None, gt=0, description="for each replica; None: 1 beside each GPU, else the cluster's CPUs shared out"
     )
-    num_gpus: float | None = Field(None, ge=0, description="for each replica; None: 1 on cuda, 0 on cpu")
+    num_gpus: float | None = Field(None, ge=0, description="for each replica; None: 1 for each rank on cuda, 0 on cpu")
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> Self:
@@ -52,6 +52,12 @@ class ModelConfig(ModelSpec):
             raise ValueError("give replicas or autoscaling, not both")
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"device is cpu, but num_gpus is {self.num_gpus:g}; leave num_gpus out")
+        size = self.tensor_parallel_size
+        if size > 1 and self.num_gpus not in (None, 0, size):
+            raise ValueError(
+                f"num_gpus is {self.num_gpus:g}, but tensor_parallel_size is {size} and each rank has a GPU to itself; "
+                "leave num_gpus out"
+            )
         return self
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ray import serve
@@ -23,13 +24,18 @@ _LAST_WORDS_S = 0.1
 
 
 class EngineReplica:
-    """Answers batches of one model on the device that Ray gave this process."""
+    """Answers batches of one model on the device that Ray gave this process; of a split model as its rank 0."""
 
     async def __init__(self, spec: ModelSpec, threads: int) -> None:  # type: ignore[misc]  # Serve awaits it
         show_log()
         # In a thread, so that the replica answers Serve while the weights are read.
         self._engine = await asyncio.to_thread(_load, spec, threads)
         self._ending = False
+        # At once, and while nobody asks: a rank that is gone does not come back.
+        end_soon = partial(asyncio.get_running_loop().call_soon_threadsafe, self._end)
+        self._engine.on_failure = end_soon
+        if not self._engine.healthy:
+            end_soon()
 
     async def pool(self, batch: PackedBatch) -> PooledOutput:
         """The answers to a batch. Raises what Engine.pool raises."""
@@ -59,7 +65,7 @@ class EngineReplica:
         """
         if not self._ending:
             self._ending = True
-            log.error("the engine has failed; this replica ends so that another takes its place")
+            log.error("%s; this replica ends so that another takes its place", self._engine.failure)
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, os._exit, 1)
 
     def __del__(self) -> None:
@@ -79,5 +85,11 @@ def _load(spec: ModelSpec, threads: int) -> "Engine":
 
     # Ray sets OMP_NUM_THREADS to what the actor reserves, and to 1 for a fraction.
     torch.set_num_threads(threads)
-    log.info("%s: %d CPU threads", spec.served_name, threads)
-    return Engine.load(spec)
+    log.info(
+        "%s: %d CPU threads%s", spec.served_name, threads, " over all ranks" if spec.tensor_parallel_size > 1 else ""
+    )
+    if spec.tensor_parallel_size == 1:
+        return Engine.load(spec)
+    from cluster.shard_group import start_in_placement_group
+
+    return Engine.load(spec, start_in_placement_group())

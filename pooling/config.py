@@ -164,15 +164,6 @@ class ModelSpec(Settings):
     max_model_len: int | None = Field(None, gt=0, description="tokens an input may have; None: what the model takes")
     max_batch_tokens: int | None = Field(None, gt=0, description="tokens a forward pass may hold; None: chosen")
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.tensor_parallel_size > 1:
-            raise ValueError(
-                f"tensor_parallel_size is {self.tensor_parallel_size}, but this release runs each replica on one "
-                "device: only 1 is allowed"
-            )
-        return self
-
     @property
     def served_name(self) -> str:
         return self.name or self.source

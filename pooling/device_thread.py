@@ -62,7 +62,7 @@ class DeviceThread:
         self._work.put(_Work(number, prepared, loop, done))
 
     def close(self) -> None:
-        """Ends the threads after the steps they have, and waits for that as long as a step should take.
+        """Ends the threads after the steps they have, waiting as long as a step should take, and then the runner.
 
         A thread that still computes while the interpreter ends takes the process down with it.
         """
@@ -70,6 +70,7 @@ class DeviceThread:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_LAST_STEP_S)
+        self.runner.close()
 
     def _launch(self, build: Callable[[], Runner], built: "Future[Runner]") -> None:
         try:

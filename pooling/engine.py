@@ -12,7 +12,9 @@ import itertools
 import logging
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -24,6 +26,8 @@ from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingEr
 from pooling.judge import check_batch
 from pooling.loading.card import ModelCard
 from pooling.long_text import Chunked, chunk
+from pooling.parallel.group import StartRanks
+from pooling.parallel.local import start_local
 from pooling.request import PackedBatch, PooledOutput, Rows, Timing
 from pooling.runner import LocalRunner
 from pooling.step_sizes import StepSizes
@@ -101,13 +105,18 @@ class Engine:
         self._device = device
         # Also at the interpreter's end, for those who never close.
         self._end_device = weakref.finalize(self, device.close)
+        self.on_failure: Callable[[], object] | None = None  # called once, on any thread
+        runner.watch(partial(_tell, weakref.ref(self)))
 
     @classmethod
-    def load(cls, spec: ModelSpec) -> Self:
-        """Reads the model and proves its forward pass. Raises StartupError of the fitting kind."""
+    def load(cls, spec: ModelSpec, start_ranks: StartRanks = start_local) -> Self:
+        """Reads the model and proves its forward pass. Raises StartupError of the fitting kind.
+
+        start_ranks: how the other ranks are started of a model that is split over several.
+        """
         start = time.monotonic()
         try:
-            device = DeviceThread(lambda: LocalRunner(spec))
+            device = DeviceThread(lambda: LocalRunner(spec, start_ranks))
         except PoolingError:
             raise
         except Exception as error:  # of transformers or torch, for a configuration that describes no model
@@ -184,6 +193,7 @@ class Engine:
 
         Call it from the loop of pool(), or without one.
         """
+        self.on_failure = None
         if self.failure is None:
             self._fail("the engine was closed")
         self._end_device()
@@ -272,8 +282,18 @@ class Engine:
         if number in self._steps:
             self._fail(f"a forward pass did not end within {self._step_timeout_s:g} s")
 
+    def lose(self, reason: str) -> None:
+        """A part of the runner in another process is gone; may be called on any thread."""
+        loop = self._loop
+        if loop is not None and loop.is_running():
+            loop.call_soon_threadsafe(self._fail, reason)
+        else:
+            self._fail(reason)
+
     def _fail(self, reason: str, error: BaseException | None = None) -> None:
         """Fails every caller that waits, and the engine for good."""
+        if self.failure is not None:
+            return
         self.failure = f"the engine has stopped: {reason}"
         if error is not None:
             log.error("%s: %s", self.card.name, self.failure, exc_info=error)
@@ -284,6 +304,15 @@ class Engine:
         for job in self._jobs.values():
             if not job.future.done():
                 job.future.set_exception(EngineDead(self.failure))
+        if self.on_failure is not None:
+            self.on_failure()
+
+
+def _tell(engine: "weakref.ref[Engine]", reason: str) -> None:
+    """Whoever watches an engine's ranks must not keep it."""
+    alive = engine()
+    if alive is not None:
+        alive.lose(reason)
 
 
 def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:

@@ -19,7 +19,9 @@ from pooling.heads import Head
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
+from pooling.parallel.shard import Shard
 from pooling.prepacked import prepack
+from pooling.self_check import check
 
 log = logging.getLogger("raypool")
 
@@ -60,6 +62,10 @@ class Forward(Protocol):
 
     def __call__(self, step: StepInput) -> Tensor: ...
 
+    def alone(self, ids: NDArray[np.int32]) -> Tensor:
+        """One input by transformers' own eager attention: hidden [tokens, dim]."""
+        ...
+
 
 def choose_forward(
     description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int
@@ -71,26 +77,39 @@ def choose_forward(
     Raises CheckpointError if neither gives the answers of each input alone.
     """
     name, kind = description.card.name, description.card.model_type
-    checkpoint = Checkpoint(description.backbone)
     reason = obstacle(description, dtype, device)
-    loaded = load_model(checkpoint, description, "eager" if reason else NAME, dtype, device)
-    model = loaded.backbone
     if reason is None:
-        counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
-        if device.type == "cpu" and dtype == torch.bfloat16:
-            prepack(model, max_batch_tokens)
-        packed = PackedForward(model, device, counted_from)
-        reason = check(packed, model, description, dtype)
+        packed, heads = load_packed(description, dtype, device, max_batch_tokens)
+        model = packed.model
+        reason = check(packed, description, dtype)
         if reason is None:
-            return packed, loaded.heads
+            return packed, heads
+    else:
+        loaded = load_model(Checkpoint(description.backbone), description, "eager", dtype, device)
+        model, heads = loaded.backbone, loaded.heads
     log.warning("%s: running padded, which is slower: %s", name, reason)
     for config in _configs(model):
         config._attn_implementation = _padded_attention(model)
     padded = PaddedForward(model, device, max_batch_tokens)
-    reason = check(padded, model, description, dtype)
+    reason = check(padded, description, dtype)
     if reason is not None:
         raise CheckpointError(f"a {kind} model cannot be served in batches: {reason}")
-    return padded, loaded.heads
+    return padded, heads
+
+
+def load_packed(
+    description: Description,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_batch_tokens: int,
+    shard: Shard | None = None,
+) -> tuple["PackedForward", dict[str, Head]]:
+    """A model that packs, or this rank's share of it, not proven yet; beside it its heads, by name."""
+    loaded = load_model(Checkpoint(description.backbone), description, NAME, dtype, device, shard)
+    counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        prepack(loaded.backbone, max_batch_tokens)
+    return PackedForward(loaded.backbone, device, counted_from), loaded.heads
 
 
 def _padded_attention(model: PreTrainedModel) -> str:
@@ -130,7 +149,7 @@ class PackedForward:
     path = "packed"
 
     def __init__(self, model: PreTrainedModel, device: torch.device, counted_from: int | None) -> None:
-        self._model, self._device, self._counted_from = model, device, counted_from
+        self.model, self._device, self._counted_from = model, device, counted_from
         self._slot = bind(model)
         self._keywords = _keywords(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -179,10 +198,13 @@ class PackedForward:
             given["token_type_ids"] = step.types
         self._slot.packing = step.packing
         try:
-            hidden: Tensor = self._model(input_ids=step.ids, **given, **self._keywords)[0]
+            hidden: Tensor = self.model(input_ids=step.ids, **given, **self._keywords)[0]
         finally:
             self._slot.packing = None
         return hidden[0]
+
+    def alone(self, ids: NDArray[np.int32]) -> Tensor:
+        return _alone(self.model, self.to_device(ids.astype(np.int64)[None]))
 
 
 class PaddedForward:
@@ -227,6 +249,9 @@ class PaddedForward:
             start = stop
         return torch.cat(answers)
 
+    def alone(self, ids: NDArray[np.int32]) -> Tensor:
+        return _alone(self._model, self.to_device(ids.astype(np.int64)[None]))
+
     def _padded(
         self, inputs: Sequence[Tensor], types: Sequence[Tensor] | None, attended: Sequence[int] | None
     ) -> Tensor:
@@ -238,40 +263,6 @@ class PaddedForward:
         given = {} if types is None else {"token_type_ids": _pad(types)}
         hidden: Tensor = self._model(input_ids=ids, attention_mask=mask, **given, **self._keywords)[0]
         return hidden[present.bool()]
-
-
-def check(forward: Forward, model: PreTrainedModel, description: Description, dtype: torch.dtype) -> str | None:
-    """Runs two inputs together and each alone; returns what is wrong, None if nothing is.
-
-    Two questions. Does an input leak into another? Exact in any dtype: changing
-    one must not change the other's rows by a bit. Are the rows those of
-    transformers' own eager attention? Within rounding, where a wrong mask,
-    window or position shows as 0.05 and more.
-    Where a token chooses among experts, an expert's tokens are one product,
-    whose rounding depends on how many they are, and rounding may choose another
-    expert: there both questions are asked within rounding, and more of it.
-    """
-    limit = description.card.max_model_len
-    window = getattr(description.config, "sliding_window", None) or 0
-    long = min(max(24, min(window + 9, 1_024)), limit)
-    short = max(1, min(11, limit))
-    draw = np.random.default_rng(0)
-    a, b, other = (_draw(draw, size, description) for size in (long, short, short))
-    c = _draw(draw, long, description)
-    experts = _has_experts(description.config)
-    allowed = 1e-3 if dtype == torch.float32 else 0.2 if experts else 0.05
-    with torch.inference_mode():
-        together = _run(forward, a, b)
-        leak = max(
-            _difference(_run(forward, a, other)[:long], together[:long]),
-            _difference(_run(forward, c, b)[long:], together[long:]),
-        )
-        if leak > (allowed if experts else 0.0):
-            return "an input changes when another one does"
-        with _eager(model):
-            alone = torch.cat([_alone(forward, model, ids) for ids in (a, b)])
-    error = _difference(together, alone)
-    return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
 
 
 @contextmanager
@@ -292,28 +283,10 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list({id(config): config for config in parts if isinstance(config, PreTrainedConfig)}.values())
 
 
-def _difference(rows: Tensor, truth: Tensor) -> float:
-    return float((rows.float() - truth.float()).norm() / truth.float().norm())
-
-
-def _has_experts(config: PreTrainedConfig) -> bool:
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-
-
-def _draw(draw: np.random.Generator, size: int, description: Description) -> NDArray[np.int32]:
-    """Random ids without the padding id, from which some models compute positions."""
-    ids = draw.integers(0, description.card.vocab_size, size).astype(np.int32)
-    pad = getattr(description.config, "pad_token_id", None)
-    return np.where(ids == pad, (ids + 1) % description.card.vocab_size, ids).astype(np.int32)
-
-
-def _run(forward: Forward, *inputs: NDArray[np.int32]) -> Tensor:
-    lengths = np.array([len(ids) for ids in inputs], np.int32)
-    return forward(forward.prepare(np.concatenate(inputs), lengths))
-
-
-def _alone(forward: Forward, model: PreTrainedModel, ids: NDArray[np.int32]) -> Tensor:
-    hidden: Tensor = model(input_ids=forward.to_device(ids.astype(np.int64)[None]), **_keywords(model))[0]
+def _alone(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """ids [1, tokens], by eager attention."""
+    with _eager(model):
+        hidden: Tensor = model(input_ids=ids, **_keywords(model))[0]
     return hidden[0]
 
 

@@ -48,7 +48,8 @@ class LLM:
     model's own limit. hf_overrides, an HfOverrides or its
     fields as a dict, says which logits of a causal language model are its answer;
     chat_template, Jinja or a file of it, how a pair reads; instruction, what a
-    template tells the model.
+    template tells the model. tensor_parallel_size: over how many GPUs of this
+    machine the model is split, each in a process that is started here.
     Raises StartupError of the fitting kind if the model cannot be served exactly.
     Usable as a context manager; close() ends its threads.
     """

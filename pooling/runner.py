@@ -1,6 +1,6 @@
 """Runner: what running a batch means; LocalRunner: packed forward, pooler and head on one device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,11 @@ from pooling.heads import activation_of, check_activation, cut
 from pooling.heads.check import check_heads
 from pooling.kept import kept, side_of
 from pooling.loading.card import ModelCard, ResolvedPooler
-from pooling.loading.describe import describe
+from pooling.loading.describe import Description, describe
 from pooling.loading.dtype import choose_device, choose_dtype
+from pooling.parallel.forward import GroupForward, load_group
+from pooling.parallel.group import StartRanks
+from pooling.parallel.local import start_local
 from pooling.poolers import POOLERS
 from pooling.poolers.splade import SpladePooler
 from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_given, join_segments
@@ -51,6 +54,12 @@ class Runner(Protocol):
     def launch(self, prepared: "Prepared") -> Pending: ...
 
     def describe(self) -> dict[str, str]: ...
+
+    def watch(self, listener: Callable[[str], None]) -> None:
+        """listener(reason) is called, on any thread, when a part of the runner in another process is gone."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +102,37 @@ class Prepared:
 
 
 class LocalRunner:
-    """Runs a model in this process, on one device.
+    """Runs a model in this process, on one device; a model that is split, as rank 0 of its ranks.
 
-    Raises StartupError of the fitting kind if the model cannot be served
-    exactly: damaged files, an unknown architecture, or a forward pass that
-    fails its self-check.
+    start: how the other ranks are started, where there are any. Raises
+    StartupError of the fitting kind if the model cannot be served exactly:
+    damaged files, an unknown architecture, or a forward pass that fails its
+    self-check.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, start: StartRanks = start_local) -> None:
         description = describe(spec)
         self.card = description.card
         self.device = choose_device(spec.device)
         self.dtype = choose_dtype(spec.dtype, self.device)
         default = _CUDA_STEP_TOKENS if self.device.type == "cuda" else _CPU_STEP_TOKENS
         self.max_batch_tokens = spec.max_batch_tokens or default
+        self._ranks = spec.tensor_parallel_size
+        self._group: GroupForward | None = None
         self._forward: Forward
-        self._forward, self._heads = choose_forward(description, self.dtype, self.device, self.max_batch_tokens)
+        how = (description, self.dtype, self.device, self.max_batch_tokens)
+        if self._ranks > 1:
+            self._group, self._heads = load_group(spec, *how, start)
+            self._forward = self._group
+        else:
+            self._forward, self._heads = choose_forward(*how)
+        try:
+            self._read_card(description)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_card(self, description: Description) -> None:
         check_heads(self.card, self._heads, self._forward)
         splade = description.files.splade
         self._splade = SpladePooler(splade.strategy, splade.logarithms, self.card.dim) if splade is not None else None
@@ -124,8 +148,18 @@ class LocalRunner:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "path": self._forward.path,
+            "tensor_parallel": f"over {self._ranks} ranks" if self._ranks > 1 else "",
             "threads": str(torch.get_num_threads()) if self.device.type == "cpu" else "",
         }
+
+    def watch(self, listener: Callable[[str], None]) -> None:
+        if self._group is not None:
+            self._group.watch(listener)
+
+    def close(self) -> None:
+        """Ends the other ranks, where there are any."""
+        if self._group is not None:
+            self._group.close()
 
     def prepare(self, parts: Sequence[PackedBatch]) -> Prepared:
         """Sorts the inputs of a step by length and builds what the device reads. Host work only."""

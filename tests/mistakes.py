@@ -199,6 +199,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "padding in the text counts": _padding_counts,
         "neighbours seen": _sees_a_neighbour,
     },
+    "xlmr-xl": {"positions from zero": _shift(-2), "neighbours seen": _sees_a_neighbour},
     "camembert": {"positions from zero": _shift(-2)},
     "distilbert": {"positions one too far": _shift(1), "neighbours seen": _sees_a_neighbour},
     "albert": {

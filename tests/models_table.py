@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pooling.parallel.plans import obstacle_to
 from tests.checkpoints import EVERY
 from tests.headed import Headed
 
@@ -19,7 +20,8 @@ def table() -> str:
         compared += ["token_classify"] if Headed(name, "token").exists() else []
         kind = family.edit.get("model_type", config.model_type)
         pooling = family.expected_pooling + ("" if family.pooling is None else " (its files)")
-        rows.append(f"| {name} | {kind} | {', '.join(compared)} | {family.path} | {pooling} | no |")
+        split = "yes" if obstacle_to(2, config, family.path == "packed") is None else "no"
+        rows.append(f"| {name} | {kind} | {', '.join(compared)} | {family.path} | {pooling} | {split} |")
     return "\n".join(rows) + "\n"
 
 

@@ -145,7 +145,6 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("serve", "/no/such/model", "--port", free_port()), "model source '/no/such/model' does not exist"),
         (("serve", MINILM, "--override-pooler-config", "{"), "--override-pooler-config is not JSON"),
         (("serve", MINILM, "--hf-overrides", "[]"), "--hf-overrides is not a JSON object"),
-        (("serve", MINILM, "--tensor-parallel-size", "2"), "only 1 is allowed"),
         (
             ("serve", ROOT / "configs" / "demo.yaml", "--dtype", "float32", "--replicas", "2"),
             "--dtype, --replicas would go unheard beside a config file",
@@ -153,6 +152,7 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("inspect", "/no/such/model"), "model source '/no/such/model' does not exist"),
         (("embed", "in.parquet", "--model", MINILM, "--output", "out"), "input 'in.parquet' does not exist"),
         (("embed", "in.parquet", "--model", MINILM, "--output", "out", "--batch-size", "0"), "batch_size: "),
+        (("serve", MINILM, "--tensor-parallel-size", "5"), "num_attention_heads 12 and intermediate_size 1536 cannot"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(raypool: Run, arguments: tuple[object, ...], said: str) -> None:
@@ -166,6 +166,7 @@ def test_inspect_says_what_a_model_is(raypool: Run) -> None:
     assert done.returncode == 0
     assert re.search(r"^architecture\s+BertModel \(bert\)$", done.stdout, re.MULTILINE)
     assert re.search(r"^longest input\s+256 tokens$", done.stdout, re.MULTILINE)
+    assert re.search(r"^tensor parallel +over 2, 3, 4, 6, 12 ranks$", done.stdout, re.MULTILINE)
     card = json.loads(raypool("inspect", MINILM, "--json", "--max-model-len", "100").stdout)
     assert (card["dim"], card["max_model_len"], card["poolers"]["embed"]["pooling_type"]) == (384, 100, "MEAN")
 

@@ -97,7 +97,8 @@ class ModelCard:
     sides: how a multi-vector model reads queries and documents, empty for others.
     markers: prompts whose first word is one token of theirs. sparse_task: the
     task whose answer is a weight for each word of the vocabulary, or of the
-    input; None for most models.
+    input; None for most models. tensor_parallel_sizes: over how many ranks, above
+    one, it can be split; unsplit_because: why it cannot be split at all.
     """
 
     name: str
@@ -124,6 +125,8 @@ class ModelCard:
     sides: dict[InputType, Side] = field(default_factory=dict)
     markers: tuple[str, ...] = ()
     sparse_task: SparseTask | None = None
+    tensor_parallel_sizes: tuple[int, ...] = ()
+    unsplit_because: str | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pooling.errors import CheckpointError
 from pooling.loading.files import read_json
+from pooling.parallel.shard import Part
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -35,13 +36,18 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file_of[name].get_slice(name).get_shape())
 
-    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """One tensor in the wanted dtype, its memory our own: the file may go away afterwards.
+    def read(self, name: str, dtype: torch.dtype, device: torch.device, part: Part | None = None) -> Tensor:
+        """One tensor, or a part of it, in the wanted dtype, its memory our own: the file may go away afterwards.
 
-        Raises CheckpointError for NaN or infinity, which a weight also becomes
-        if it is too large for float16.
+        Of a part no more than that is read. Raises CheckpointError for NaN or
+        infinity, which a weight also becomes if it is too large for float16.
         """
-        return self._ours(name, self._file_of[name].get_tensor(name), dtype, device)
+        if part is None:
+            return self._ours(name, self._file_of[name].get_tensor(name), dtype, device)
+        stored = self._file_of[name].get_slice(name)
+        before = (slice(None),) * part.dim
+        pieces = [stored[(*before, slice(start, stop))] for start, stop in part.ranges]
+        return self._ours(name, pieces[0] if len(pieces) == 1 else torch.cat(pieces, part.dim), dtype, device)
 
     def read_rows(self, name: str, rows: list[int], device: torch.device) -> Tensor:
         """Some rows of one tensor in float32, in the order they are asked for: [rows, ...]; no other is read."""

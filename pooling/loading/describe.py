@@ -22,6 +22,7 @@ from pooling.loading.source import locate
 from pooling.loading.tensor_file import shape_of
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.loading.vector_settings import check_vector_settings
+from pooling.parallel.plans import obstacle_to, sizes_of
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
@@ -62,6 +63,7 @@ def _describe(spec: ModelSpec) -> Description:
     files = read_sentence_transformers(locate(spec.source))
     config = _overridden(read_config(files.backbone), spec)
     family = family_of(config.model_type)
+    _refuse_split(spec, config, family)
     scorer, template = scorer_of(spec, config, files)
     anatomy = anatomy_of(config, scorer, splade=files.splade is not None)
     if not anatomy.labels:
@@ -74,6 +76,7 @@ def _describe(spec: ModelSpec) -> Description:
     max_model_len = _max_model_len(spec, config, family, files)
     check_vector_settings(facts, poolers, max_model_len)
     colbert, markers = files.multi_vector, _markers(files)
+    ranks = sizes_of(config, family.packed)
     sparse: SparseTask | None = "embed" if files.splade else "token_classify" if layers else None
     card = ModelCard(
         name=spec.served_name,
@@ -100,8 +103,17 @@ def _describe(spec: ModelSpec) -> Description:
         sides=sides_of(colbert, TextTokenizer.load(files.backbone, markers), config, max_model_len) if colbert else {},
         markers=markers,
         sparse_task=sparse if sparse in poolers else None,
+        tensor_parallel_sizes=ranks,
+        unsplit_because=None if ranks else obstacle_to(2, config, family.packed),
     )
     return Description(card, config, anatomy, family, files.backbone, files, layers)
+
+
+def _refuse_split(spec: ModelSpec, config: PreTrainedConfig, family: Family) -> None:
+    size = spec.tensor_parallel_size
+    reason = obstacle_to(size, config, family.packed) if size > 1 else None
+    if reason is not None:
+        raise ConfigError(f"{spec.served_name}: tensor_parallel_size is {size}, but {reason}")
 
 
 def _dim(config: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from pooling.loading.output_layer import read_output_rows, remove_output_layer
 from pooling.loading.projection import load_heads
 from pooling.loading.scorer import Scorer
 from pooling.loading.tokenizer import TextTokenizer
+from pooling.parallel.shard import Part, Shard
+from pooling.parallel.sharding import Sharding, take
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,17 @@ class LoadedModel:
 
 
 def load_model(
-    checkpoint: Checkpoint, description: Description, attention: str, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    description: Description,
+    attention: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard | None = None,
 ) -> LoadedModel:
     """The model in evaluation mode on `device`; of an encoder-decoder it is the encoder.
 
-    `attention` names a function registered with transformers. Raises
+    `attention` names a function registered with transformers. shard: which share
+    of the layers is read; heads are read whole, and by rank 0 alone. Raises
     CheckpointError that names each tensor which is missing, misshapen or
     unknown to the model's architecture.
     """
@@ -49,17 +58,26 @@ def load_model(
     scorer = description.anatomy.scorer
     output_layer = remove_output_layer(whole) if scorer is not None else ""
     found = match(whole, checkpoint, config)
-    state = {
-        name: checkpoint.read(source, _dtype_of(name, whole, dtype), device) for name, source in found.source_of.items()
-    }
+    sharding = None if shard is None else Sharding(_backbone_of(whole), shard)
+    parts = {} if sharding is None else {_in_whole(whole, name): part for name, part in sharding.parts.items()}
+    read = partial(_read, checkpoint, whole, dtype, device, parts)
+    state = {name: read(name, source) for name, source in found.source_of.items() if _is_read(whole, name, shard)}
     for pieces in found.pieces:
-        state |= pieces.read(whole, checkpoint, dtype, device)
-    for twin, name in found.twins.items():  # they share their memory, if they share their dtype
-        wanted = _dtype_of(twin, whole, dtype)
-        shared = state[name].dtype == wanted or name not in found.source_of
-        state[twin] = state[name] if shared else checkpoint.read(found.source_of[name], wanted, device)
+        made = pieces.read(whole, checkpoint, dtype, device)
+        state |= {name: take(tensor, parts.get(name)) for name, tensor in made.items()}
+    for twin, name in found.twins.items():  # they share their memory, if they share their dtype and their part
+        if _is_read(whole, twin, shard):
+            same = parts.get(twin) == parts.get(name) and state[name].dtype == _dtype_of(twin, whole, dtype)
+            shared = same or name not in found.source_of
+            state[twin] = state[name] if shared else read(twin, found.source_of[name])
     _refuse_no_floats(state, whole)
+    if sharding is not None:
+        sharding.narrow()
     whole.load_state_dict(state, strict=False, assign=True)
+    if sharding is not None:
+        sharding.finish()
+    if shard is not None and shard.rank > 0:
+        return LoadedModel(_without_head(whole, device), {})
     if scorer is not None:
         rows = _token_ids(description, scorer)
         narrow(whole, *read_output_rows(checkpoint, whole, output_layer, found.source_of, rows, device))
@@ -79,6 +97,40 @@ def load_model(
         return LoadedModel(vocabulary.backbone, {"masked_lm": vocabulary})
     head = TransformersHead(whole, len(description.anatomy.labels))
     return LoadedModel(head.backbone, {"classifier": head})
+
+
+def _read(
+    checkpoint: Checkpoint,
+    whole: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    parts: dict[str, Part],
+    name: str,
+    source: str,
+) -> Tensor:
+    return checkpoint.read(source, _dtype_of(name, whole, dtype), device, parts.get(name))
+
+
+def _is_read(whole: Any, name: str, shard: Shard | None) -> bool:
+    """Heads are a small part of a model, and read what the ranks have added up already: rank 0 answers alone."""
+    return shard is None or shard.rank == 0 or _in_backbone(whole, name)
+
+
+def _backbone_of(whole: Any) -> PreTrainedModel:
+    return cast(PreTrainedModel, getattr(whole, whole.base_model_prefix) if _is_headed(whole) else whole)
+
+
+def _in_whole(whole: Any, name: str) -> str:
+    """The name, in the whole model, of a tensor of its backbone."""
+    return f"{whole.base_model_prefix}.{name}" if _is_headed(whole) else name
+
+
+def _without_head(whole: Any, device: torch.device) -> PreTrainedModel:
+    backbone: Any = _backbone_of(whole)
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    backbone.to(device).eval().requires_grad_(False)
+    return cast(PreTrainedModel, backbone)
 
 
 def _refuse_no_floats(state: dict[str, Tensor], whole: Any) -> None:
@@ -183,7 +235,7 @@ def _dtype_of(name: str, whole: Any, dtype: torch.dtype) -> torch.dtype:
     frequencies."""
     if not _in_backbone(whole, name) or name in dict(whole.named_buffers()):
         return torch.float32
-    backbone = getattr(whole, whole.base_model_prefix) if _is_headed(whole) else whole
+    backbone = _backbone_of(whole)
     kept = set(backbone._keep_in_fp32_modules_strict or []) if dtype != torch.float32 else set()
     if dtype == torch.float16:
         kept |= set(backbone._keep_in_fp32_modules or [])

@@ -44,6 +44,8 @@ from transformers import (
     UMT5EncoderModel,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
+    XLMRobertaXLConfig,
+    XLMRobertaXLModel,
 )
 
 from tests import vocabularies
@@ -129,6 +131,12 @@ def _mpnet() -> Built:
 def _roberta() -> Built:
     tokenizer = fairseq_tokenizer(200)
     return RobertaModel(RobertaConfig(**_SMALL, **_fairseq(tokenizer, 202))), tokenizer
+
+
+def _xlmr_xl() -> Built:
+    """Norms before the layers and one at the end."""
+    tokenizer = fairseq_tokenizer(200)
+    return XLMRobertaXLModel(XLMRobertaXLConfig(**_SMALL, **_fairseq(tokenizer, 202))), tokenizer
 
 
 def _camembert() -> Built:
@@ -283,6 +291,7 @@ FIRST_ENCODERS = (
 )
 ENCODERS = (
     Family("roberta", _roberta, "CLS", max_model_len=200, dtype=torch.float16),
+    Family("xlmr-xl", _xlmr_xl, "CLS", max_model_len=200),
     Family("camembert", _camembert, "MEAN", max_model_len=200, pooling="mean"),
     Family("distilbert", _distilbert, "CLS", max_model_len=200),
     Family("albert", _albert, "CLS", max_model_len=200),

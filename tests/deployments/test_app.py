@@ -37,6 +37,15 @@ def test_a_router_and_an_engine_deployment_for_each_model() -> None:
     assert all(deployment.max_ongoing_requests >= 512 for deployment in found.values())
 
 
+def test_a_replica_of_a_model_that_is_split_reserves_room_for_all_its_ranks_on_one_node() -> None:
+    model = {"source": MINILM, "name": "minilm", "device": "cuda", "tensor_parallel_size": 4, "num_cpus": 8}
+    engine = deployments(models=[model])["engine-minilm"]
+    config = engine._replica_config
+    assert config.placement_group_bundles == [{"CPU": 2.0, "GPU": 1.0}] * 4
+    assert config.placement_group_strategy == "STRICT_PACK"
+    assert (engine.ray_actor_options["num_cpus"], engine.ray_actor_options["num_gpus"]) == (2.0, 1.0)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_one_that_serve_takes_and_can_be_built(path: Path) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
@@ -48,4 +57,4 @@ def test_every_config_file_is_one_that_serve_takes_and_can_be_built(path: Path) 
 
 
 def test_there_are_config_files() -> None:
-    assert {"demo", "one-gpu", "many-models"} <= {path.stem for path in CONFIGS}
+    assert {"demo", "one-gpu", "many-models", "tensor-parallel"} <= {path.stem for path in CONFIGS}

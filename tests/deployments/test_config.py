@@ -24,7 +24,10 @@ def service(**settings: Any) -> ServiceConfig:
         ({"models": [{**MODEL, "replicas": 1, "autoscaling": {"max": 2}}]}, "replicas or autoscaling, not both"),
         ({"models": [{**MODEL, "autoscaling": {"min": 3, "max": 2}}]}, "min is 3, which is more than max, 2"),
         ({"models": [{**MODEL, "device": "cpu", "num_gpus": 1}]}, "device is cpu, but num_gpus is 1"),
-        ({"models": [{**MODEL, "tensor_parallel_size": 2}]}, "tensor_parallel_size is 2"),
+        (
+            {"models": [{**MODEL, "tensor_parallel_size": 0}]},
+            "models.0.tensor_parallel_size: Input should be greater than 0",
+        ),
         ({"api_key": ["a"]}, "unknown setting 'api_key'"),
         ({"api_keys": [""]}, "api_keys holds an empty key"),
         ({"limits": {"max_inputs": 0}}, "limits.max_inputs"),

@@ -94,7 +94,7 @@ from deployments.replica import EngineReplica
 from pooling.errors import EngineDead
 
 class Failed:
-    healthy = False
+    healthy, failure = False, "the engine has stopped: test"
     async def pool(self, batch):
         raise EngineDead("the engine has stopped: test")
     def close(self):

@@ -4,6 +4,7 @@ import pytest
 
 from deployments.config import ModelConfig, ServiceConfig
 from deployments.resources import Cluster, Resources, refuse_too_much, share_out
+from pooling.config import parse_settings
 from pooling.errors import ConfigError
 
 
@@ -55,6 +56,31 @@ def test_more_than_this_machine_has_is_refused_instead_of_waited_for(settings: d
     service = ServiceConfig.model_validate({"models": [{"source": "a", **settings}]})
     with pytest.raises(ConfigError, match=message):
         refuse_too_much(service, Cluster(2, 2, 0))
+
+
+def test_ranks_of_a_model_that_is_split_reserve_as_much_each() -> None:
+    split = {"tensor_parallel_size": 2}
+    assert share([split], cpus=8, gpus=2) == [Resources("cuda", 1.0, 1.0, 2, ranks=2)]
+    assert share([{**split, "num_cpus": 6, "num_gpus": 2}], cpus=8, gpus=2) == [Resources("cuda", 3.0, 1.0, 6, ranks=2)]
+    assert share([split, {}], cpus=9) == [Resources("cpu", 3.0, 0.0, 6, ranks=2), Resources("cpu", 3.0, 0.0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"device": "cuda"},
+            "tensor_parallel_size is 4, but no node has 4 GPUs, the most is 2; the ranks of a replica",
+        ),
+        ({"device": "cpu", "num_cpus": 40}, "no node has 40 CPUs, the most is 16"),
+        ({"device": "cuda", "num_gpus": 0.5}, "num_gpus is 0.5, but tensor_parallel_size is 4 and each rank has a GPU"),
+    ],
+)
+def test_ranks_that_no_node_has_room_for_are_refused(settings: dict[str, Any], message: str) -> None:
+    """However much there is on all nodes together."""
+    model = {"source": "a", "tensor_parallel_size": 4, **settings}
+    with pytest.raises(ConfigError, match=message):
+        refuse_too_much(parse_settings(ServiceConfig, {"models": [model]}, "config"), Cluster(64, 16, 8, 2))
 
 
 @pytest.mark.parametrize("replicas", [1, 3, 5, 7])

@@ -208,7 +208,10 @@ def test_a_source_that_is_not_there_is_named_with_what_is_allowed(source: str, m
         ({"source": "x", "dtype": "int9"}, r"spec: dtype: Input should be 'auto', .*\(given 'int9'\)"),
         ({}, "spec: source: Field required"),
         ({"source": "x", "max_model_len": 0}, r"max_model_len: Input should be greater than 0 \(given 0\)"),
-        ({"source": "x", "tensor_parallel_size": 2}, "only 1 is allowed"),
+        (
+            {"source": "x", "tensor_parallel_size": 0},
+            r"tensor_parallel_size: Input should be greater than 0 \(given 0\)",
+        ),
         ({"source": "x", "override_pooler_config": {"pool": 1}}, "override_pooler_config: unknown setting 'pool'"),
         ({"source": "x", "override_pooler_config": {"normalize": True, "use_activation": True}}, "not both"),
     ],

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +54,12 @@ class EchoRunner:
 
     def describe(self) -> dict[str, str]:
         return {}
+
+    def watch(self, listener: Callable[[str], None]) -> None:
+        self.listener = listener
+
+    def close(self) -> None:
+        self.closed = True
 
     def prepare(self, parts: Sequence[PackedBatch]) -> list[PackedBatch]:
         return list(parts)
@@ -221,6 +227,33 @@ async def test_a_step_that_never_ends_fails_its_callers() -> None:
         await asyncio.wait_for(engine.pool(batch([1])), 5)
     assert not engine.healthy
     runner.gate.set()
+    engine.close()
+
+
+async def test_a_process_of_the_runner_that_is_gone_fails_all_who_wait_at_once() -> None:
+    """It is noticed on a thread of the runner's, while the step that needs it may hang for ever."""
+    runner = EchoRunner()
+    engine, told = engine_of(runner), asyncio.Event()
+    engine.on_failure = told.set
+    runner.gate.clear()
+    call = asyncio.create_task(engine.pool(batch([1])))
+    await asyncio.sleep(0.01)
+    threading.Thread(target=runner.listener, args=("rank 1 has ended",)).start()
+    with pytest.raises(EngineDead, match="the engine has stopped: rank 1 has ended"):
+        await asyncio.wait_for(call, 5)
+    assert told.is_set()
+    assert not engine.healthy
+    runner.gate.set()
+    engine.close()
+    assert runner.closed
+
+
+def test_a_process_that_is_gone_before_anyone_asked_is_heard_of_too() -> None:
+    runner = EchoRunner()
+    engine = engine_of(runner)
+    runner.listener("rank 1 has ended")
+    with pytest.raises(EngineDead, match="rank 1 has ended"):
+        asyncio.run(engine.pool(batch([1])))
     engine.close()
 
 
