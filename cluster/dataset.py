@@ -9,6 +9,7 @@ import pyarrow as pa
 from ray.data.block import BlockAccessor
 
 from cluster.answer_columns import numbers, vectors, vectors_of_tokens
+from cluster.job_input import refuse_columns
 from cluster.row_engine import Places, Reasons, RowEngine
 from cluster.row_task import RowTask, RowTaskName, row_task
 from pooling.config import ModelSpec, parse_settings
@@ -238,19 +239,6 @@ class Rewarder(Pooler):
 
 
 POOLERS: dict[RowTaskName, type[Pooler]] = {kind.task: kind for kind in (Embedder, Classifier, Scorer, Rewarder)}
-
-
-def refuse_columns(names: Sequence[str], wanted: Sequence[str], new: Sequence[str]) -> None:
-    """Raises ConfigError if a column of texts is missing or a column to be written is there already."""
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise ConfigError(f"there is no column {missing[0]!r}; the columns are {', '.join(names)}")
-    taken = [name for name in new if name in names]
-    if taken:
-        raise ConfigError(f"the input has a column {taken[0]!r} already; choose another name for the new one")
-    twice = [name for name in new if list(new).count(name) > 1]
-    if twice:
-        raise ConfigError(f"two new columns would be named {twice[0]!r}; choose another name for one of them")
 
 
 def _spec(model: str | ModelSpec, settings: dict[str, Any], where: str) -> ModelSpec:

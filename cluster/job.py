@@ -1,20 +1,22 @@
 """run_job(): columns of text in files -> answers in files, over Ray Data; a job that was broken off goes on."""
 
+import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
-from cluster.files import make_directory
+from cluster.files import locate, make_directory
 from cluster.formats import FormatName
-from cluster.job_input import JobInput, look_at_input
+from cluster.job_input import JobInput, look_at_input, refuse_columns
 from cluster.ledger import Done, Ledger
 from cluster.node import ray_node
 from cluster.output_formats import OUTPUT_FORMATS, OutputFormatName
 from cluster.row_task import RowTaskName, row_task
 from pooling.config import ModelSpec, Settings
-from pooling.errors import EngineFailure
+from pooling.errors import ConfigError, EngineFailure
 from pooling.intake import Intake
 from pooling.loading.preflight import refuse_bad_source
 
@@ -122,7 +124,8 @@ def run_job(job: PoolingJob) -> JobReport:
     StartupError if the model cannot run, EngineFailure if the job broke off.
     """
     job_input = look_at_input(job.input, job.input_format, job.texts)
-    _refuse_columns(job, job_input)
+    refuse_columns(job_input.schema.names, job.texts, job.answers)
+    _refuse_output_in_input(job)
     OUTPUT_FORMATS[job.output_format].check(job_input.schema)
     refuse_bad_source(job.spec.source)
     row_task(Intake.load(job.spec), job.task, **job.asked())
@@ -130,32 +133,43 @@ def run_job(job: PoolingJob) -> JobReport:
     done = ledger.open(job.identity(job_input))
     start = time.monotonic()
     if not ledger.finished:
-        with ray_node():
-            start = time.monotonic()
-            _work(job, job_input, done, ledger)
+        if files := _unfinished(job, job_input, done):
+            with ray_node():
+                start = time.monotonic()
+                _work(job, job_input, files, done.rows, ledger.output)
+        OUTPUT_FORMATS[job.output_format].finish(ledger)
+        ledger.finish()
     seconds = time.monotonic() - start
     all_done = ledger.done()
     return JobReport(all_done.rows, all_done.errors, seconds, ledger.output, done.rows)
 
 
-def _refuse_columns(job: PoolingJob, job_input: JobInput) -> None:
-    from cluster.dataset import refuse_columns
+def _refuse_output_in_input(job: PoolingJob) -> None:
+    """The next run of the job would read what this one wrote."""
+    (source_files, source), (output_files, output) = locate(job.input), locate(job.output)
+    if source_files.equals(output_files) and f"{output}/".startswith(f"{source.rstrip('/')}/"):
+        raise ConfigError(f"output {job.output!r} is in the input {job.input!r}; give a directory outside of it")
 
-    refuse_columns(job_input.schema.names, job.texts, job.answers)
+
+def _unfinished(job: PoolingJob, job_input: JobInput, done: Done) -> list[dict[str, Any]]:
+    """The files that have, or may have, parts which are not done."""
+    files = []
+    for place, (file, rows) in enumerate(zip(job_input.files, job_input.rows, strict=True)):
+        parts = done.parts.get(place, set())
+        if rows is None or len(parts) < math.ceil(rows / job.batch_size):
+            files.append({"file": place, "name": file.name, "done": json.dumps(sorted(parts))})
+    return files
 
 
-def _work(job: PoolingJob, job_input: JobInput, done: Done, ledger: Ledger) -> None:
+def _work(job: PoolingJob, job_input: JobInput, files: list[dict[str, Any]], done_rows: int, output: str) -> None:
     from ray.exceptions import RayError
 
     from cluster.failure import last_line, refusal
     from cluster.pipeline import run_pipeline
 
     try:
-        run_pipeline(job, job_input, done, ledger.output)
+        run_pipeline(job, job_input, files, done_rows, output)
     except RayError as error:
         report = str(error)
         broken = EngineFailure(f"the job broke off: {last_line(report)}; the same command goes on with it")
         raise refusal(report) or broken from None
-    OUTPUT_FORMATS[job.output_format].finish(ledger)
-    all_done = ledger.done()
-    ledger.finish(all_done.rows, all_done.errors)

@@ -51,6 +51,19 @@ def look_at_input(path: str, wanted: FormatName | None, texts: Sequence[str]) ->
     return JobInput(name, tuple(files), _together(known), tuple(look.rows for look in looks))
 
 
+def refuse_columns(names: Sequence[str], wanted: Sequence[str], new: Sequence[str]) -> None:
+    """Raises ConfigError if a column of texts is missing or a column to be written is there already."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ConfigError(f"there is no column {missing[0]!r}; the columns are {', '.join(names)}")
+    taken = [name for name in new if name in names]
+    if taken:
+        raise ConfigError(f"the input has a column {taken[0]!r} already; choose another name for the new one")
+    twice = [name for name in new if list(new).count(name) > 1]
+    if twice:
+        raise ConfigError(f"two new columns would be named {twice[0]!r}; choose another name for one of them")
+
+
 def place_of(name: str) -> Place:
     return Place(*locate(name), name)
 

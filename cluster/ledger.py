@@ -83,9 +83,10 @@ class Ledger:
     def finished(self) -> bool:
         return self._read("finished.json") is not None
 
-    def finish(self, rows: int, errors: int) -> None:
+    def finish(self) -> None:
         """Enters that all is done, and clears away what processes that were killed left half written."""
-        self._write("finished.json", json.dumps({"rows": rows, "errors": errors}).encode())
+        done = self.done()
+        self._write("finished.json", json.dumps({"rows": done.rows, "errors": done.errors}).encode())
         for item in self._files.get_file_info(arrow_fs.FileSelector(f"{self._place}/{_OWN}")):
             if item.base_name.startswith("half-"):
                 self._files.delete_file(item.path)

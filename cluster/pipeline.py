@@ -1,6 +1,5 @@
 """run_pipeline(): read -> pool -> write on Ray Data, with as many engines as were asked for."""
 
-import json
 import logging
 import math
 import warnings
@@ -16,7 +15,6 @@ from tqdm import tqdm
 from cluster.actor_groups import ActorGroups
 from cluster.job import PoolingJob
 from cluster.job_input import JobInput
-from cluster.ledger import Done
 from cluster.node import starts_own_node
 from cluster.stages import PoolParts, ReadParts, WriteParts
 from pooling.errors import ConfigError
@@ -26,8 +24,10 @@ from pooling.errors import ConfigError
 _TASK_CPUS = 0.01
 
 
-def run_pipeline(job: PoolingJob, job_input: JobInput, done: Done, output: str) -> None:
-    """Does the parts that are not done; shows the rows on a terminal."""
+def run_pipeline(
+    job: PoolingJob, job_input: JobInput, files: list[dict[str, Any]], done_rows: int, output: str
+) -> None:
+    """Does what is left of the files; shows the rows on a terminal."""
     groups: ActorGroups | None = None
     cpus, gpus, threads = _share(job)
     options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
@@ -35,10 +35,10 @@ def run_pipeline(job: PoolingJob, job_input: JobInput, done: Done, output: str) 
         groups = ActorGroups(job.spec.tensor_parallel_size, cpus, gpus)
         options["ray_remote_args_fn"] = groups.options
     try:
-        dataset = _pipeline(job, job_input, done, output, threads, options)
+        dataset = _pipeline(job, job_input, files, output, threads, options)
         with (
             _quiet(),
-            tqdm(total=job_input.total, initial=done.rows, unit=" rows", disable=None, dynamic_ncols=True) as bar,
+            tqdm(total=job_input.total, initial=done_rows, unit=" rows", disable=None, dynamic_ncols=True) as bar,
         ):
             for written in dataset.iter_rows():
                 bar.update(written["rows"])
@@ -56,7 +56,7 @@ def _quiet() -> Iterator[None]:
     levels = [handler.level for handler in console]
     with warnings.catch_warnings():
         # Of a job with fewer files or parts than tasks that may run.
-        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
+        warnings.filterwarnings("ignore", r"The (min|max)imum number of concurrent", UserWarning)
         for handler in console:
             handler.setLevel(logging.CRITICAL)
         yield
@@ -65,11 +65,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _pipeline(
-    job: PoolingJob, job_input: JobInput, done: Done, output: str, threads: int | None, options: dict[str, Any]
+    job: PoolingJob,
+    job_input: JobInput,
+    files: list[dict[str, Any]],
+    output: str,
+    threads: int | None,
+    options: dict[str, Any],
 ) -> Dataset:
-    files = _unfinished(job, job_input, done)
     at_once = TaskPoolStrategy(size=max(2, job.concurrency))
-    dataset = ray.data.from_items(files, override_num_blocks=len(files)) if files else ray.data.from_items([])
+    dataset = ray.data.from_items(files, override_num_blocks=len(files))
     context = dataset.context
     context.enable_progress_bars = False  # those count blocks
     context.target_max_block_size = 1  # every part is handed on when it is there
@@ -102,16 +106,6 @@ def _pipeline(
             num_cpus=_TASK_CPUS,
         )
     )
-
-
-def _unfinished(job: PoolingJob, job_input: JobInput, done: Done) -> list[dict[str, Any]]:
-    """The files that have, or may have, parts which are not done."""
-    files = []
-    for place, (file, rows) in enumerate(zip(job_input.files, job_input.rows, strict=True)):
-        parts = done.parts.get(place, set())
-        if rows is None or len(parts) < math.ceil(rows / job.batch_size):
-            files.append({"file": place, "name": file.name, "done": json.dumps(sorted(parts))})
-    return files
 
 
 def _share(job: PoolingJob) -> tuple[float, float, int | None]:

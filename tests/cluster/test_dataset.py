@@ -146,8 +146,15 @@ def test_what_is_in_the_output_directory_is_left_alone(texts_file: Path, tmp_pat
     with pytest.raises(ConfigError, match="is not empty"):
         run_job(job(input=str(texts_file), output=str(tmp_path / "out")))
     assert (tmp_path / "out" / "earlier.parquet").read_bytes() == b"of yesterday"
+    (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
-        run_job(job(input=str(texts_file), output=str(texts_file)))
+        run_job(job(input=str(texts_file), output=str(tmp_path / "file")))
+
+
+def test_an_output_in_the_input_is_refused(texts_files: Path) -> None:
+    for output in (texts_files, texts_files / "out"):
+        with pytest.raises(ConfigError, match="is in the input"):
+            run_job(job(input=str(texts_files), output=str(output)))
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -32,7 +32,7 @@ def test_a_finished_job_has_nothing_half_written_left(tmp_path: Path) -> None:
     (tmp_path / "out" / "_raypool" / "half-1234").write_text("of a process that was killed")
     one.write("part.jsonl", b"{}")
     assert not one.finished
-    one.finish(1, 0)
+    one.finish()
     assert one.finished
     own = sorted(file.name for file in (tmp_path / "out" / "_raypool").iterdir())
     assert own == ["done", "finished.json", "job.json"]
