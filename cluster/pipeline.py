@@ -35,12 +35,11 @@ def run_pipeline(
         groups = ActorGroups(job.spec.tensor_parallel_size, cpus, gpus)
         options["ray_remote_args_fn"] = groups.options
     try:
-        dataset = _pipeline(job, job_input, files, output, threads, options)
         with (
             _quiet(),
             tqdm(total=job_input.total, initial=done_rows, unit=" rows", disable=None, dynamic_ncols=True) as bar,
         ):
-            for written in dataset.iter_rows():
+            for written in _pipeline(job, job_input, files, output, threads, options).iter_rows():
                 bar.update(written["rows"])
     finally:
         if groups is not None:
@@ -57,11 +56,15 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Of a job with fewer files or parts than tasks that may run.
         warnings.filterwarnings("ignore", r"The (min|max)imum number of concurrent", UserWarning)
-        for handler in console:
-            handler.setLevel(logging.CRITICAL)
-        yield
-        for handler, level in zip(console, levels, strict=True):
-            handler.setLevel(level)
+        # Until Ray 2.64; the only way that 2.60 has to give each actor a placement group of its own.
+        warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
+        try:
+            for handler in console:
+                handler.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for handler, level in zip(console, levels, strict=True):
+                handler.setLevel(level)
 
 
 def _pipeline(

@@ -32,6 +32,7 @@ class _Shard:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.filterwarnings("ignore:`ray_remote_args_fn` is deprecated")
 def test_each_actor_and_its_shards_have_a_group_that_is_gone_afterwards() -> None:
     groups = ActorGroups(size=2, cpus=0.3, gpus=0)
     dataset: Any = ray.data.from_items(list(range(8)), override_num_blocks=8).map_batches(

@@ -40,7 +40,7 @@ def test_the_example_asks_every_task_from_a_driver_of_its_own(flags: dict[str, s
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "embed    (3, 384) float32\n" in said
-    assert re.search(r"from ids \(3, 384\) \de-\d\d apart", said)
+    assert re.search(r"from ids \(3, 384\) \de[+-]\d\d apart", said)
     assert "score    (3,) float32 A Ray cluster" in said
     assert "classify (3, 3)\n" in said
     assert re.search(r"reward   \[\(\d+, 1\), \(\d+, 1\), \(\d+, 1\)\]", said)
