@@ -15,6 +15,7 @@ from cluster.formats import FormatName, formats
 from cluster.job_input import place_of
 from cluster.ledger import Ledger
 from cluster.output_formats import OUTPUT_FORMATS, OutputFormatName
+from pooling.errors import ConfigError
 
 if TYPE_CHECKING:  # for the actors alone: reading and writing need no model
     from cluster.row_task import RowTaskName
@@ -33,8 +34,11 @@ class ReadParts:
         (row,) = batch.to_pylist()
         read = formats()[self.format].read
         done = frozenset(json.loads(row["done"]))
-        for part in read(place_of(row["name"]), self.schema, self.texts, self.size, done):
-            yield _pack(row["file"], part.number, part.table, part.faults)
+        try:
+            for part in read(place_of(row["name"]), self.schema, self.texts, self.size, done):
+                yield _pack(row["file"], part.number, part.table, part.faults)
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"input {row['name']!r} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 class PoolParts:

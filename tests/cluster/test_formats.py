@@ -54,12 +54,13 @@ def test_parts_have_every_row_in_order(tmp_path: Path, form: str, size: int) -> 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "text"])
 @pytest.mark.parametrize("done", [{0}, {1}, {0, 2}, {3}, {0, 1, 2, 3}])
+@pytest.mark.parametrize("size", [2, 3])
 def test_parts_that_are_done_are_left_out_and_the_others_are_the_same(
-    tmp_path: Path, form: str, done: set[int]
+    tmp_path: Path, form: str, done: set[int], size: int
 ) -> None:
     job_input = look_at_input(str(write(tmp_path, form)), None, ("text",))
-    whole = {part.number: part.table for part in read(job_input, 2)}
-    left = {part.number: part.table for part in read(job_input, 2, frozenset(done))}
+    whole = {part.number: part.table for part in read(job_input, size)}
+    left = {part.number: part.table for part in read(job_input, size, frozenset(done))}
     assert sorted(left) == sorted(set(whole) - done)
     assert all(left[number].equals(whole[number]) for number in left)
 

@@ -62,9 +62,8 @@ def test_logits_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["cross-encoder", "embedder"])
 def test_a_scorer_scores_row_by_row(scorer: Scorers, kind: str) -> None:
     source = str(scorer("bert")) if kind == "cross-encoder" else MINILM
-    documents = [TEXTS[0], TEXTS[0], *TEXTS[1:], "fine"]
-    queries = [QUERIES[0], None, *QUERIES[1:], "\ud800"]
-    documents[4], queries[4], documents[5], queries[5] = None, "fine", TEXTS[3], QUERIES[3]
+    queries = [QUERIES[0], None, QUERIES[1], QUERIES[2], "fine", QUERIES[3]]
+    documents = [TEXTS[0], "fine", TEXTS[1], TEXTS[2], "\ud800", TEXTS[3]]
     with closing(Scorer(source, dtype="float32", query_column="q", document_column="d")) as scoring:
         after = scoring({"q": queries, "d": documents})
     assert after.column_names == ["q", "d", "score", "error"]
@@ -73,7 +72,8 @@ def test_a_scorer_scores_row_by_row(scorer: Scorers, kind: str) -> None:
     np.testing.assert_allclose(without_nulls(after.column("score")), expected, atol=2e-6)
     assert np.std(expected) > 1e-3
     reasons = after.column("error").to_pylist()
-    assert (reasons[1], reasons[4]) == ("'q' of the row is null", "'d' of the row is null")
+    assert reasons[1] == "'q' of the row is null"
+    assert "lone surrogate" in reasons[4]
 
 
 def test_a_rewarder_writes_a_row_for_each_token(scorer: Scorers) -> None:
