@@ -113,7 +113,7 @@ class JobReport:
     def __str__(self) -> str:
         bad = f", {self.errors} without an answer (see the error column)" if self.errors else ""
         earlier = f", {self.earlier_rows} of them by an earlier run" if self.earlier_rows else ""
-        rate = (self.rows - self.earlier_rows) / self.seconds
+        rate = (self.rows - self.earlier_rows) / max(self.seconds, 1e-9)
         return f"{self.rows} rows{bad}{earlier} in {self.seconds:.1f} s, {rate:.0f} rows/s: {self.output}"
 
 

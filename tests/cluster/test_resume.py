@@ -21,7 +21,7 @@ from pooling import LLM
 from tests.texts import words
 
 ROOT = Path(__file__).parents[2]
-ROWS, BATCH, BAD = 2_500, 20, 777
+ROWS, BATCH, BAD = 1_000, 20, 777
 RAYPOOL = [sys.executable, "-c", "import sys; from deployments.cli import main; sys.exit(main())"]
 
 
@@ -72,10 +72,10 @@ def test_a_killed_job_goes_on_where_it_stopped(checkpoint: Callable[[str], Path]
     command = [*RAYPOOL, "embed", str(source), "--model", model, "--output", str(output), "--dtype", "float32"]
     command += ["--batch-size", str(BATCH), "--output-format", "jsonl", "--num-cpus", "1"]
 
-    kill_after(command, output, parts=10)
+    kill_after(command, output, parts=5)
     survivors = {file.name: file.stat().st_mtime_ns for file in output.glob("part-*")}
     earlier = sum(int(name.split("-")[2]) for name in entries(output))
-    assert 10 * BATCH <= earlier < ROWS, "the job was over before it was killed"
+    assert 5 * BATCH <= earlier < ROWS, "the job was over before it was killed"
     assert not (output / "_raypool" / "finished.json").exists()
 
     code, said, shown = run_on_a_terminal(command)
@@ -91,7 +91,7 @@ def test_a_killed_job_goes_on_where_it_stopped(checkpoint: Callable[[str], Path]
     assert [row["id"] for row in written if row["embedding"] is None] == [BAD]
     assert written[BAD]["error"] == "the row is null"
     kept = [name for name in survivors if (output / name).stat().st_mtime_ns == survivors[name]]
-    assert len(kept) >= 10  # what was entered is not done again
+    assert len(kept) >= 5  # what was entered is not done again
     with LLM(model, dtype="float32") as llm:
         sample = [n for n in range(0, ROWS, 97) if n != BAD]
         expected = [one.outputs.embedding for one in llm.embed([rows[n]["text"] for n in sample], use_tqdm=False)]
