@@ -181,3 +181,14 @@ def test_a_format_that_is_named_is_taken_alone(tmp_path: Path) -> None:
 def test_text_has_one_column(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one column; 'query' and 'document' are needed"):
         look_at_input(str(write(tmp_path, "text")), None, ("query", "document"))
+
+
+def test_a_uri_is_read_as_a_path_is(tmp_path: Path) -> None:
+    file = write(tmp_path / "in", "csv")
+    for uri in (f"file://{file}", f"file://{file.parent}", f"file://{file.parent}/"):
+        job_input = look_at_input(uri, None, ("text",))
+        assert [found.name for found in job_input.files] == [f"file://{file}"]
+        (part,) = read(job_input, 10)
+        assert part.table.column("text").to_pylist() == LINES
+    with pytest.raises(ConfigError, match="is on no file system that can be reached"):
+        look_at_input("nowhere://bucket/texts.csv", None, ("text",))

@@ -15,8 +15,9 @@ def ledger(directory: Path) -> Ledger:
     return Ledger(make_directory(str(directory)))
 
 
-def test_what_is_entered_is_done_for_the_next_run(tmp_path: Path) -> None:
-    first = ledger(tmp_path / "out")
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_what_is_entered_is_done_for_the_next_run(tmp_path: Path, scheme: str) -> None:
+    first = Ledger(make_directory(f"{scheme}{tmp_path}/out"))
     assert first.open(JOB).rows == 0
     first.enter(0, 2, 5, 1)
     first.enter(3, 0, 7, 0, b"note")
