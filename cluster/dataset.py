@@ -1,27 +1,26 @@
-"""Embedder: the callable class for ray.data.Dataset.map_batches, texts in, vectors out."""
+"""Embedder, Classifier, Scorer, Rewarder: callable classes for ray.data.Dataset.map_batches, texts in, answers out."""
 
-import asyncio
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from ray.data.block import BlockAccessor
 
-from cluster.actor_process import settle_actor_process
+from cluster.answer_columns import numbers, vectors, vectors_of_tokens
+from cluster.job_input import refuse_columns
+from cluster.row_engine import Places, Reasons, RowEngine
+from cluster.row_task import RowTask, RowTaskName, row_task
 from pooling.config import ModelSpec, parse_settings
-from pooling.engine import Engine
-from pooling.errors import ConfigError, InvalidRequest, NonFiniteResult
+from pooling.errors import ConfigError
 from pooling.intake import Intake
-from pooling.request import PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Rows
+from pooling.request import PooledOutput, Prompt
+from pooling.scoring import compare_all
 
-Result = TypeVar("Result")
 
-
-class Embedder:
-    """Embeds a column of texts; one engine for each actor of the pool.
+class Pooler(ABC):
+    """What the four have in common; one engine for each actor of the pool.
 
         dataset.map_batches(
             Embedder,
@@ -32,19 +31,79 @@ class Embedder:
         )
 
     model: a source, or a ModelSpec; with a source, further keywords are settings
-    of ModelSpec (dtype, device, max_model_len, ...). dimensions, normalize,
-    prompt_name: as in a request; None keeps the model's choice. truncate: cut
-    over-long texts to what the model takes instead of refusing them. threads:
-    of an engine on CPUs; None: as many as its actor has CPUs.
+    of ModelSpec (dtype, device, max_model_len, ...). truncate: cut over-long
+    texts to what the model takes instead of refusing them. threads: of an engine
+    on CPUs; None: as many as its actor has CPUs.
 
     Takes a batch as a pyarrow.Table or as a dict of columns, and returns a
-    pyarrow.Table: the columns and rows it got, in order, then `output_column`,
-    fixed-size lists of float32, and `error_column`, strings. A row that cannot
-    be embedded (null, no text, too long) has a null vector and the reason in
-    `error_column`, which is null for all others. Large batches are best: the
-    engine sorts them by length. Safe to call from several threads.
-    Raises StartupError of the fitting kind if the model cannot run as asked.
+    pyarrow.Table: the columns and rows it got, in order, then those of the answer
+    and `error_column`, strings. A row without an answer (null, no text, too long)
+    has null ones and the reason in `error_column`, which is null for all others.
+    Large batches are best: the engine sorts them by length. Safe to call from
+    several threads. Raises StartupError of the fitting kind if the model cannot
+    run as asked.
     """
+
+    task: RowTaskName
+
+    def __init__(
+        self,
+        model: str | ModelSpec,
+        settings: dict[str, Any],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        error_column: str,
+        threads: int | None,
+        **asked: Any,
+    ) -> None:
+        self._inputs, self._outputs, self._error_column = inputs, outputs, error_column
+        spec = _spec(model, settings, type(self).__name__)
+        intake = Intake.load(spec)
+        self.card = intake.card
+        self._task: RowTask = row_task(intake, self.task, **asked)
+        self._engine = RowEngine(intake, spec, threads)
+
+    def __call__(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table:
+        table = batch if isinstance(batch, pa.Table) else BlockAccessor.batch_to_arrow_block(dict(batch))
+        return self.answer(table)
+
+    def answer(self, table: pa.Table, faults: Mapping[int, str] | None = None) -> pa.Table:
+        """As a call; faults: rows that are known to be bad, with the reason."""
+        refuse_columns(table.column_names, self._inputs, (*self._outputs, self._error_column))
+        columns = [table.column(name).to_pylist() for name in self._inputs]
+        reasons = {**_no_texts(self._inputs, columns), **(faults or {})}
+        answers = self._answer(columns, reasons)
+        for name, answer in zip(self._outputs, answers, strict=True):
+            table = table.append_column(name, answer)
+        errors = pa.array([reasons.get(row) for row in range(len(table))], pa.string())
+        return table.append_column(self._error_column, errors)
+
+    def close(self) -> None:
+        """Ends the engine and its threads, for a caller that is no actor: those end with their process."""
+        self._engine.close()
+
+    @abstractmethod
+    def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
+        """The columns of the answer; adds to `reasons` the rows that have none."""
+
+    def _rows(self, inputs: Sequence[Prompt | None], reasons: Reasons) -> tuple[Places, PooledOutput | None]:
+        return self._engine.answer(self._task.requests[0], inputs, reasons)
+
+    @property
+    def _width(self) -> int:
+        """Numbers of a row of the answer."""
+        asked, pooler = self._task.requests[0].params, self.card.poolers[self.task]
+        columns = pooler.returned_token_ids
+        return asked.dimensions or pooler.dimensions or (pooler.width if columns is None else len(columns))
+
+
+class Embedder(Pooler):
+    """Embeds a column of texts into `output_column`, fixed-size lists of float32; used as Pooler shows.
+
+    dimensions, normalize, prompt_name: as in a request; None keeps the model's choice.
+    """
+
+    task = "embed"
 
     def __init__(
         self,
@@ -60,109 +119,144 @@ class Embedder:
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        spec = _spec(model, settings)
-        self._column, self._output_column, self._error_column = column, output_column, error_column
-        self._intake = Intake.load(spec)
-        self._request = row_request(self._intake, dimensions, normalize, prompt_name, truncate)
-        settle_actor_process(threads)
-        self._engine = Engine.load(spec)
-        pooler = self._engine.card.poolers["embed"]
-        self._dim = dimensions or pooler.dimensions or pooler.width
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-embedder", daemon=True)
-        self._thread.start()
+        asked = {"dimensions": dimensions, "use_activation": normalize, "prompt_name": prompt_name}
+        super().__init__(
+            model, settings, (column,), (output_column,), error_column, threads, truncate=truncate, **asked
+        )
 
-    def __call__(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table:
-        table = batch if isinstance(batch, pa.Table) else BlockAccessor.batch_to_arrow_block(dict(batch))
-        refuse_columns(table.column_names, self._column, self._output_column, self._error_column)
-        vectors, reasons = self._embed(table.column(self._column).to_pylist())
-        bad = np.zeros(len(vectors), dtype=bool)
-        bad[list(reasons)] = True
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._dim, mask=pa.array(bad))
-        errors = pa.array([reasons.get(row) for row in range(len(vectors))], pa.string())
-        return table.append_column(self._output_column, lists).append_column(self._error_column, errors)
-
-    def close(self) -> None:
-        """Ends the engine and its threads, for a caller that is no actor: those end with their process."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._engine.close)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def _embed(self, values: list[Any]) -> tuple[Rows, dict[int, str]]:
-        """Vectors [rows, dim] float32, zeros where `reasons` says why there is none."""
-        vectors = np.zeros((len(values), self._dim), np.float32)
-        reasons = {row: _no_text(value) for row, value in enumerate(values) if not isinstance(value, str)}
-        rows = np.array([row for row in range(len(values)) if row not in reasons], np.int64)
-        batches = _divide(lambda start, stop: self._tokenize([values[row] for row in rows[start:stop]]), rows, reasons)
-        if batches:
-            rows = np.concatenate([part for part, _ in batches])
-            whole = PackedBatch.join([batch for _, batch in batches])
-            for part, output in _divide(lambda start, stop: self._pool(whole.slice(start, stop)), rows, reasons):
-                vectors[part] = output.data
-        return vectors, reasons
-
-    def _tokenize(self, texts: list[str]) -> PackedBatch:
-        return self._intake.tokenize(replace(self._request, inputs=texts))
-
-    def _pool(self, batch: PackedBatch) -> PooledOutput:
-        return asyncio.run_coroutine_threadsafe(self._engine.pool(batch), self._loop).result()
+    def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
+        return [vectors(len(columns[0]), self._width, *self._rows(columns[0], reasons))]
 
 
-def row_request(
-    intake: Intake, dimensions: int | None, normalize: bool | None, prompt_name: str | None, truncate: bool
-) -> PoolingRequest:
-    """What is asked for every row, as a request without inputs.
+class Classifier(Pooler):
+    """Classifies a column of texts; used as Pooler shows.
 
-    Raises ConfigError if the model does not do it: better once than in every row.
+    `output_column` has a probability for each label, fixed-size lists of float32,
+    or logits with use_activation=False; `label_column` the name of the likeliest.
     """
-    params = PoolingParams(use_activation=normalize, dimensions=dimensions)
-    request = PoolingRequest([], "embed", params, -1 if truncate else None, prompt_name=prompt_name)
-    try:
-        intake.tokenize(replace(request, inputs=["a"]))
-    except InvalidRequest as error:
-        raise ConfigError(error.detail) from None
-    return request
+
+    task = "classify"
+
+    def __init__(
+        self,
+        model: str | ModelSpec,
+        *,
+        column: str = "text",
+        output_column: str = "probs",
+        label_column: str = "label",
+        error_column: str = "error",
+        use_activation: bool | None = None,
+        truncate: bool = False,
+        threads: int | None = None,
+        **settings: Any,
+    ) -> None:
+        outputs = (output_column, label_column)
+        asked = {"use_activation": use_activation, "truncate": truncate}
+        super().__init__(model, settings, (column,), outputs, error_column, threads, **asked)
+
+    def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
+        rows, output = self._rows(columns[0], reasons)
+        labels: list[str | None] = [None] * len(columns[0])
+        names = self.card.labels_of("classify")
+        if output is not None and names:
+            for row, best in zip(rows, output.data.argmax(axis=1), strict=True):
+                labels[row] = names[best]
+        return [vectors(len(labels), self._width, rows, output), pa.array(labels, pa.string())]
 
 
-def refuse_columns(names: list[str], column: str, *new: str) -> None:
-    """Raises ConfigError if the column of texts is missing or a column to be written is there already."""
-    if column not in names:
-        raise ConfigError(f"there is no column {column!r}; the columns are {', '.join(names)}")
-    taken = [name for name in new if name in names]
-    if taken:
-        raise ConfigError(f"the input has a column {taken[0]!r} already; choose another name for the new one")
+class Scorer(Pooler):
+    """Scores a column of documents against a column of queries, row by row, into `output_column`, float32.
+
+    Used as Pooler shows. A cross-encoder reads each pair, an embedding model's
+    vectors are compared as its files say. prompt_name: as in LLM.score().
+    """
+
+    task = "score"
+
+    def __init__(
+        self,
+        model: str | ModelSpec,
+        *,
+        query_column: str = "query",
+        document_column: str = "document",
+        output_column: str = "score",
+        error_column: str = "error",
+        use_activation: bool | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = False,
+        threads: int | None = None,
+        **settings: Any,
+    ) -> None:
+        inputs = (query_column, document_column)
+        asked = {"use_activation": use_activation, "prompt_name": prompt_name, "truncate": truncate}
+        super().__init__(model, settings, inputs, (output_column,), error_column, threads, **asked)
+
+    def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
+        queries, documents = columns
+        if self._task.reads_pairs:
+            rows, output = self._rows(list(zip(queries, documents, strict=True)), reasons)
+            return [numbers(len(queries), rows, None if output is None else output.data[:, 0])]
+        return [numbers(len(queries), *self._compared(queries, documents, reasons))]
+
+    def _compared(self, queries: list[Any], documents: list[Any], reasons: Reasons) -> tuple[Places, Any]:
+        of_queries, of_documents = self._task.requests
+        rows, first = self._engine.answer(of_queries, queries, reasons)
+        good, second = self._engine.answer(of_documents, documents, reasons)
+        if first is None or second is None or self._task.scoring is None:
+            return good[:0], None
+        answers = first.rows()
+        kept = [answers[place] for place in np.searchsorted(rows, good)]
+        lengths = None if first.lengths is None else np.array([len(answer) for answer in kept], np.int32)
+        data = np.stack(kept) if lengths is None else np.concatenate(kept)
+        return good, compare_all(self._task.scoring, PooledOutput(data, lengths), second)
 
 
-def _spec(model: str | ModelSpec, settings: dict[str, Any]) -> ModelSpec:
+class Rewarder(Pooler):
+    """What a reward model says of every token, or step, of a column of texts; used as Pooler shows.
+
+    `output_column` has a list for each text, of one fixed-size list of float32 for each token.
+    """
+
+    task = "reward"
+
+    def __init__(
+        self,
+        model: str | ModelSpec,
+        *,
+        column: str = "text",
+        output_column: str = "reward",
+        error_column: str = "error",
+        use_activation: bool | None = None,
+        truncate: bool = False,
+        threads: int | None = None,
+        **settings: Any,
+    ) -> None:
+        asked = {"use_activation": use_activation, "truncate": truncate}
+        super().__init__(model, settings, (column,), (output_column,), error_column, threads, **asked)
+
+    def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
+        return [vectors_of_tokens(len(columns[0]), self._width, *self._rows(columns[0], reasons))]
+
+
+POOLERS: dict[RowTaskName, type[Pooler]] = {kind.task: kind for kind in (Embedder, Classifier, Scorer, Rewarder)}
+
+
+def _spec(model: str | ModelSpec, settings: dict[str, Any], where: str) -> ModelSpec:
     if isinstance(model, str):
-        return parse_settings(ModelSpec, {"source": model, **settings}, "Embedder")
+        return parse_settings(ModelSpec, {"source": model, **settings}, where)
     if settings:
-        raise ConfigError(f"Embedder: {', '.join(settings)} given beside a ModelSpec; set it in the ModelSpec")
+        raise ConfigError(f"{where}: {', '.join(settings)} given beside a ModelSpec; set it in the ModelSpec")
     return model
 
 
-def _no_text(value: Any) -> str:
-    return "the row is null" if value is None else f"the row holds {type(value).__name__}, not text"
-
-
-def _divide(
-    work: Callable[[int, int], Result], rows: Any, reasons: dict[int, str], start: int = 0, stop: int | None = None
-) -> list[tuple[Any, Result]]:
-    """Does the work on all rows at once; where one spoils it, on each half, down to the rows at fault.
-
-    Returns the results with the rows each is for. A few bad rows among
-    thousands cost a few more calls; no row costs another one its answer.
-    """
-    stop = len(rows) if stop is None else stop
-    if start == stop:
-        return []
-    try:
-        return [(rows[start:stop], work(start, stop))]
-    except (InvalidRequest, NonFiniteResult) as error:
-        if stop - start == 1:
-            reasons[int(rows[start])] = error.detail
-            return []
-    middle = (start + stop) // 2
-    return _divide(work, rows, reasons, start, middle) + _divide(work, rows, reasons, middle, stop)
+def _no_texts(names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Reasons:
+    """Why rows cannot be read at all; where there is more than one column, the reason names it."""
+    reasons: Reasons = {}
+    for name, values in zip(names, columns, strict=True):
+        whose = "the row" if len(names) == 1 else f"{name!r} of the row"
+        for row, value in enumerate(values):
+            if value is None:
+                reasons.setdefault(row, f"{whose} is null")
+            elif not isinstance(value, str):
+                reasons.setdefault(row, f"{whose} holds {type(value).__name__}, not text")
+    return reasons

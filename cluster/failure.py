@@ -6,6 +6,7 @@ from pooling import errors
 
 # Ray hands on an actor's exception as the text of a traceback, in which ours reads `pooling.errors.Kind: detail`.
 _RAISED = re.compile(r"pooling\.errors\.(\w+): (.+)")
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Warning)\b: ")
 
 
 def refusal(report: str) -> errors.PoolingError | None:
@@ -18,6 +19,7 @@ def refusal(report: str) -> errors.PoolingError | None:
 
 
 def last_line(report: str) -> str:
-    """The sentence that a report ends with: of a traceback, the exception."""
+    """The last exception of a report; of one without any, the sentence that it ends with."""
     lines = [line.strip() for line in report.splitlines() if line.strip()]
-    return lines[-1] if lines else "Ray gave no reason"
+    raised = [line for line in lines if _EXCEPTION.match(line)]
+    return (raised or lines or ["Ray gave no reason"])[-1]

@@ -1,66 +1,52 @@
-"""Parquet files that a job reads and the directory it writes, judged before the work begins."""
+"""Paths and URIs: which file system they are on, which files are under them, and whether a directory can be written."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as arrow_fs
-import pyarrow.parquet as parquet
 
 from pooling.errors import ConfigError
 
-_SUFFIX = ".parquet"
+
+class Found(NamedTuple):
+    """A file: its path or URI, its bytes, and when it was changed."""
+
+    name: str
+    bytes: int
+    modified_ns: int | None
 
 
-def find_parquet(path: str) -> list[str]:
-    """The file named by a path or URI, or the Parquet files under a directory, in the order of their names.
+def list_files(path: str) -> list[Found]:
+    """The file named by a path or URI, or those under a directory, in the order of their names.
 
-    Raises ConfigError if there is none.
+    Names that begin with a dot or an underscore are nobody's data. Raises
+    ConfigError if there is nothing.
     """
     files, place = locate(path)
     info = files.get_file_info(place)
     if info.type == arrow_fs.FileType.File:
-        return [path if _is_uri(path) else place]
+        return [_found(path if is_uri(path) else place, info)]
     if info.type != arrow_fs.FileType.Directory:
-        raise ConfigError(f"input {path!r} does not exist; give a Parquet file or a directory of them")
-    found = files.get_file_info(arrow_fs.FileSelector(place, recursive=True))
-    names = sorted(item.path for item in found if item.is_file and item.path.endswith(_SUFFIX))
-    if not names:
-        raise ConfigError(f"input {path!r} is a directory without {_SUFFIX} files")
-    return [_uri(path, place, name) for name in names]
+        raise ConfigError(f"input {path!r} does not exist; give a file or a directory of files")
+    under = files.get_file_info(arrow_fs.FileSelector(place, recursive=True))
+    return sorted(
+        _found(_uri(path, place, item.path), item)
+        for item in under
+        if item.is_file and not any(part[0] in "._" for part in _below(place, item.path).split("/") if part)
+    )
 
 
-def refuse_no_text(path: str, column: str) -> list[str]:
-    """The names of a Parquet file's columns, once `column` is seen to be one that can hold text.
-
-    Raises ConfigError for a file that is not Parquet, a missing column or one of another type.
-    """
+def make_directory(path: str) -> str:
+    """The path or URI of a directory that is there. Raises ConfigError for a path that is none."""
     files, place = locate(path)
-    try:
-        schema = parquet.read_schema(place, filesystem=files)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"input {path!r} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    if column in schema.names and not _can_hold_text(schema.field(column).type):
-        raise ConfigError(f"column {column!r} of {path!r} holds {schema.field(column).type}, not text")
-    return list(schema.names)
-
-
-def make_empty_directory(path: str) -> str:
-    """The path or URI of a directory that is there and empty.
-
-    Raises ConfigError for one that has anything in it, and for a path that is no directory.
-    """
-    files, place = locate(path)
-    kind = files.get_file_info(place).type
-    if kind == arrow_fs.FileType.File:
+    if files.get_file_info(place).type == arrow_fs.FileType.File:
         raise ConfigError(f"output {path!r} is a file; give a directory that is new or empty")
-    if kind == arrow_fs.FileType.Directory and files.get_file_info(arrow_fs.FileSelector(place)):
-        raise ConfigError(f"output {path!r} is not empty; give a directory that is new or empty")
     try:
         files.create_dir(place, recursive=True)
     except OSError as error:
         raise ConfigError(f"output {path!r} cannot be made: {str(error).splitlines()[0]}") from None
-    return path if _is_uri(path) else place
+    return path if is_uri(path) else place
 
 
 def locate(path: str) -> tuple[Any, str]:
@@ -68,7 +54,7 @@ def locate(path: str) -> tuple[Any, str]:
 
     Raises ConfigError for a URI of an unknown kind.
     """
-    if not _is_uri(path):
+    if not is_uri(path):
         return arrow_fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
     try:
         return arrow_fs.FileSystem.from_uri(path)  # type: ignore[no-any-return]  # pyarrow is untyped
@@ -76,17 +62,18 @@ def locate(path: str) -> tuple[Any, str]:
         raise ConfigError(f"{path!r} is on no file system that can be reached: {str(error).splitlines()[0]}") from None
 
 
-def _is_uri(path: str) -> bool:
+def is_uri(path: str) -> bool:
     return "://" in path
+
+
+def _found(name: str, info: Any) -> Found:
+    return Found(name, info.size, info.mtime_ns)
+
+
+def _below(place: str, name: str) -> str:
+    return name.removeprefix(place.rstrip("/"))
 
 
 def _uri(path: str, place: str, name: str) -> str:
     """A file under a directory, written as the directory was."""
-    return path.rstrip("/") + name.removeprefix(place.rstrip("/")) if _is_uri(path) else name
-
-
-def _can_hold_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(check(kind) for check in checks)
+    return path.rstrip("/") + _below(place, name) if is_uri(path) else name

@@ -1,155 +1,175 @@
-"""run_job(): a column of Parquet files -> vectors in Parquet files, over Ray Data."""
+"""run_job(): columns of text in files -> answers in files, over Ray Data; a job that was broken off goes on."""
 
+import json
 import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as arrow_compute
-import pyarrow.dataset as arrow_dataset
-import ray
 from pydantic import Field
-from ray.data import ActorPoolStrategy, read_parquet
-from ray.exceptions import RayError
 
-from cluster.dataset import Embedder, refuse_columns, row_request
-from cluster.failure import last_line, refusal
-from cluster.files import find_parquet, locate, make_empty_directory, refuse_no_text
-from cluster.node import ray_node, starts_own_node
-from cluster.sink import OrderedParquet
+from cluster.files import locate, make_directory
+from cluster.formats import FormatName
+from cluster.job_input import JobInput, look_at_input, refuse_columns
+from cluster.ledger import Done, Ledger
+from cluster.node import ray_node
+from cluster.output_formats import OUTPUT_FORMATS, OutputFormatName
+from cluster.row_task import RowTaskName, row_task
 from pooling.config import ModelSpec, Settings
 from pooling.errors import ConfigError, EngineFailure
 from pooling.intake import Intake
 from pooling.loading.preflight import refuse_bad_source
 
-_EMBEDDER_SETTINGS = {
-    "column",
-    "output_column",
-    "error_column",
-    "dimensions",
-    "normalize",
-    "prompt_name",
-    "truncate",
+# What may differ between the runs of one job: where it reads and who does the work, not what is written.
+_FREE = {"input", "output", "concurrency", "num_cpus", "num_gpus"}
+_OUTPUT_COLUMNS: dict[RowTaskName, str] = {
+    "embed": "embedding",
+    "classify": "probs",
+    "score": "score",
+    "reward": "reward",
+}
+# Which settings a task has beside those that all have.
+_OF_TASK: dict[RowTaskName, set[str]] = {
+    "embed": {"column", "dimensions", "use_activation", "prompt_name"},
+    "classify": {"column", "label_column", "use_activation"},
+    "score": {"query_column", "document_column", "use_activation", "prompt_name"},
+    "reward": {"column", "use_activation"},
 }
 
 
-class EmbedJob(Settings):
-    """One offline job: what to read, how to embed it, where to write.
+class PoolingJob(Settings):
+    """One offline job: what to read, what to ask of it, where to write.
 
-    num_cpus and num_gpus are for each engine; None shares out what the cluster has.
+    output_column None is named for the task. num_cpus and num_gpus are for each
+    device of each engine; None shares out what the cluster has.
     """
 
+    task: RowTaskName = "embed"
     input: str
     output: str
     spec: ModelSpec
+    input_format: FormatName | None = None
+    output_format: OutputFormatName = "parquet"
     column: str = "text"
-    output_column: str = "embedding"
+    query_column: str = "query"
+    document_column: str = "document"
+    output_column: str | None = None
+    label_column: str = "label"
     error_column: str = "error"
     dimensions: int | None = Field(None, gt=0)
-    normalize: bool | None = None
+    use_activation: bool | None = None
     prompt_name: str | None = None
     truncate: bool = False
-    batch_size: int = Field(2048, gt=0, description="rows handed to an engine at once")
+    batch_size: int = Field(2048, gt=0, description="rows handed to an engine at once, and of each file written")
     concurrency: int = Field(1, gt=0, description="engines that work at once")
     num_cpus: float | None = Field(None, gt=0)
     num_gpus: float | None = Field(None, ge=0)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (self.query_column, self.document_column) if self.task == "score" else (self.column,)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns that are written beside those of the input."""
+        name = self.output_column or _OUTPUT_COLUMNS[self.task]
+        labels = (self.label_column,) if self.task == "classify" else ()
+        return (name, *labels, self.error_column)
+
+    def asked(self) -> dict[str, Any]:
+        """As row_task() takes it."""
+        return {name: getattr(self, name) for name in ("dimensions", "use_activation", "prompt_name", "truncate")}
+
+    def pooler_options(self) -> dict[str, Any]:
+        """As the task's class of cluster.dataset takes them."""
+        options = {name: getattr(self, name) for name in sorted(_OF_TASK[self.task])}
+        if self.task == "embed":
+            options["normalize"] = options.pop("use_activation")
+        return {
+            "model": self.spec,
+            "output_column": self.answers[0],
+            "error_column": self.error_column,
+            "truncate": self.truncate,
+            **options,
+        }
+
+    def identity(self, job_input: JobInput) -> dict[str, Any]:
+        """What decides which rows are written, and what is in them."""
+        settings = self.model_dump(mode="json", exclude=_FREE)
+        return {**settings, "input_format": job_input.format, "files": [list(file) for file in job_input.files]}
+
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """What a job did: rows written, how many of them have no vector, and how long it took."""
+    """What a job did: rows written, how many of them have no answer, how many an earlier run had written, how long."""
 
     rows: int
     errors: int
     seconds: float
     output: str
+    earlier_rows: int = 0
 
     def __str__(self) -> str:
-        bad = f", {self.errors} without a vector (see the error column)" if self.errors else ""
-        return f"{self.rows} rows{bad} in {self.seconds:.1f} s, {self.rows / self.seconds:.0f} rows/s: {self.output}"
+        bad = f", {self.errors} without an answer (see the error column)" if self.errors else ""
+        earlier = f", {self.earlier_rows} of them by an earlier run" if self.earlier_rows else ""
+        rate = (self.rows - self.earlier_rows) / max(self.seconds, 1e-9)
+        return f"{self.rows} rows{bad}{earlier} in {self.seconds:.1f} s, {rate:.0f} rows/s: {self.output}"
 
 
-def run_job(job: EmbedJob) -> JobReport:
-    """Runs a job on the cluster that RAY_ADDRESS names, or on this machine; rows keep their order.
+def run_job(job: PoolingJob) -> JobReport:
+    """Runs a job on the cluster that RAY_ADDRESS names, or on this machine, or what is left of it.
 
     Raises ConfigError for files, columns or settings that cannot be right,
     StartupError if the model cannot run, EngineFailure if the job broke off.
     """
-    files = find_parquet(job.input)
-    refuse_columns(refuse_no_text(files[0], job.column), job.column, job.output_column, job.error_column)
+    job_input = look_at_input(job.input, job.input_format, job.texts)
+    refuse_columns(job_input.schema.names, job.texts, job.answers)
+    _refuse_output_in_input(job)
+    OUTPUT_FORMATS[job.output_format].check(job_input.schema)
     refuse_bad_source(job.spec.source)
-    row_request(Intake.load(job.spec), job.dimensions, job.normalize, job.prompt_name, job.truncate)
-    output = make_empty_directory(job.output)
-    with ray_node():
-        start = time.monotonic()
-        try:
-            _run(job, files, output)
-        except RayError as error:
-            report = str(error)
-            raise refusal(report) or EngineFailure(f"the job broke off: {last_line(report)}") from None
-        seconds = time.monotonic() - start
-    rows, bad = _count(job, output)
-    return JobReport(rows, bad, seconds, output)
+    row_task(Intake.load(job.spec), job.task, **job.asked())
+    ledger = Ledger(make_directory(job.output))
+    done = ledger.open(job.identity(job_input))
+    start = time.monotonic()
+    if not ledger.finished:
+        if files := _unfinished(job, job_input, done):
+            with ray_node():
+                start = time.monotonic()
+                _work(job, job_input, files, done.rows, ledger.output)
+        OUTPUT_FORMATS[job.output_format].finish(ledger)
+        ledger.finish()
+    seconds = time.monotonic() - start
+    all_done = ledger.done()
+    return JobReport(all_done.rows, all_done.errors, seconds, ledger.output, done.rows)
 
 
-def _run(job: EmbedJob, files: list[str], output: str) -> None:
-    dataset = read_parquet(files, file_extensions=None)
-    dataset.context.execution_options.preserve_order = True
-    cpus, gpus, threads = _share(job)
-    dataset.map_batches(
-        Embedder,
-        fn_constructor_args=(job.spec,),
-        fn_constructor_kwargs={**job.model_dump(include=_EMBEDDER_SETTINGS), "threads": threads},
-        batch_format="pyarrow",
-        batch_size=job.batch_size,
-        # Two batches in each engine: one is tokenised while the other is in the forward pass.
-        compute=ActorPoolStrategy(
-            size=job.concurrency, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-        ),
-        num_cpus=cpus,
-        num_gpus=gpus,
-        udf_modifying_row_count=False,
-    ).write_datasink(OrderedParquet(output))
+def _refuse_output_in_input(job: PoolingJob) -> None:
+    """The next run of the job would read what this one wrote."""
+    (source_files, source), (output_files, output) = locate(job.input), locate(job.output)
+    if source_files.equals(output_files) and f"{output}/".startswith(f"{source.rstrip('/')}/"):
+        raise ConfigError(f"output {job.output!r} is in the input {job.input!r}; give a directory outside of it")
 
 
-def _share(job: EmbedJob) -> tuple[float, float, int | None]:
-    """CPUs, GPUs and threads of each engine.
-
-    Ray Data lists, reads and writes files on one CPU at least. That waits more
-    than it computes, so engines leave it one CPU in Ray's books, not in threads.
-    Raises ConfigError where this machine could never give so many: the job would wait for ever.
-    """
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's is untyped
-    all_cpus, all_gpus = has.get("CPU", 1.0), has.get("GPU", 0.0)
-    gpus = job.num_gpus
-    if gpus is None:
-        gpus = 1.0 if all_gpus and job.spec.device != "cpu" else 0.0
-    if job.num_cpus is not None:
-        cpus, threads = job.num_cpus, None
-    else:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's is untyped
-        largest = max(node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
-        cpus = _floor(min(largest, (all_cpus - 1) / job.concurrency, 1.0 if gpus else all_cpus))
-        threads = int(all_cpus // job.concurrency) or 1
-    for name, each, most in (("CPU", cpus, all_cpus - 1), ("GPU", gpus, all_gpus)):
-        if starts_own_node() and each * job.concurrency > most:
-            raise ConfigError(
-                f"{job.concurrency} engines of {each:g} {name}s need {each * job.concurrency:g}, but this machine has "
-                f"{most:g} to give; lower --concurrency or --num-{name.lower()}s"
-            )
-    return cpus, gpus, threads
+def _unfinished(job: PoolingJob, job_input: JobInput, done: Done) -> list[dict[str, Any]]:
+    """The files that have, or may have, parts which are not done."""
+    files = []
+    for place, (file, rows) in enumerate(zip(job_input.files, job_input.rows, strict=True)):
+        parts = done.parts.get(place, set())
+        if rows is None or len(parts) < math.ceil(rows / job.batch_size):
+            files.append({"file": place, "name": file.name, "done": json.dumps(sorted(parts))})
+    return files
 
 
-def _floor(number: float) -> float:
-    """To hundredths: Ray counts no finer than ten thousandths."""
-    return math.floor(100 * number) / 100
+def _work(job: PoolingJob, job_input: JobInput, files: list[dict[str, Any]], done_rows: int, output: str) -> None:
+    from ray.exceptions import RayError
 
+    from cluster.failure import last_line, refusal
+    from cluster.pipeline import run_pipeline
 
-def _count(job: EmbedJob, output: str) -> tuple[int, int]:
-    """Rows written, and how many of them have an error."""
-    files, place = locate(output)
-    written = arrow_dataset.dataset(place, filesystem=files, format="parquet")
-    rows = written.count_rows()
-    if rows == 0:  # then there is no file, and no column to look at
-        return 0, 0
-    return rows, written.count_rows(filter=arrow_compute.field(job.error_column).is_valid())
+    try:
+        run_pipeline(job, job_input, files, done_rows, output)
+    except RayError as error:
+        report = str(error)
+        broken = EngineFailure(f"the job broke off: {last_line(report)}; the same command goes on with it")
+        raise refusal(report) or broken from None

@@ -1,4 +1,4 @@
-"""The command `raypool`: serve models, embed a file, or say what a model is."""
+"""The command `raypool`: serve models, run one over files, or say what a model is."""
 
 import argparse
 import signal
@@ -10,6 +10,7 @@ from typing import get_args
 
 from cluster.supervisor import supervised
 from deployments import commands
+from deployments.job_flags import add_jobs
 from pooling import __version__
 from pooling.config import ModelSpec, Task
 from pooling.errors import ConfigError, PoolingError, SourceError
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"raypool {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(subparsers.add_parser("serve", help="serve a config file or one model over HTTP until Ctrl-C"))
-    _add_embed(subparsers.add_parser("embed", help="embed a column of a Parquet file"))
+    add_jobs(subparsers, _add_model_flags, _SOURCE)
     _add_inspect(subparsers.add_parser("inspect", help="say what a model is and does, without reading its weights"))
     return parser
 
@@ -77,25 +78,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--served-model-name", metavar="NAME", help="what clients send as `model`; default: the model")
     model.add_argument("--replicas", type=int, help="engine replicas; default 1")
     model.add_argument("--api-key", action="append", metavar="KEY", help="a key clients must send; may be repeated")
-
-
-def _add_embed(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=commands.embed, starts_ray=True)
-    parser.add_argument("input", metavar="INPUT", help="a Parquet file or a directory of them")
-    parser.add_argument("--model", required=True, help=_SOURCE)
-    parser.add_argument("--output", required=True, metavar="DIR", help="directory for the Parquet files; new or empty")
-    parser.add_argument("--column", default="text", help="the column with the texts; default text")
-    parser.add_argument("--output-column", default="embedding", help="the column for the vectors; default embedding")
-    parser.add_argument("--error-column", default="error", help="why a row has no vector; default error")
-    parser.add_argument("--batch-size", type=int, default=2048, help="rows handed to an engine at once; default 2048")
-    parser.add_argument("--concurrency", type=int, default=1, help="engines that work at once; default 1")
-    parser.add_argument("--num-cpus", type=float, help="CPUs of each engine; default: all, shared evenly")
-    parser.add_argument("--num-gpus", type=float, help="GPUs of each engine; default 1 where the cluster has any")
-    _add_model_flags(parser)
-    parser.add_argument("--dimensions", type=int, help="keep so many leading components (Matryoshka models)")
-    parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="default: as the model says")
-    parser.add_argument("--prompt-name", help="the model's prompt to put before each text")
-    parser.add_argument("--truncate", action="store_true", help="cut over-long texts instead of refusing them")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -73,14 +73,14 @@ def _refuse_bad_split(spec: ModelSpec) -> None:
         describe(spec)
 
 
-def embed(arguments: Namespace) -> None:
-    """Embeds a column of a Parquet file into a directory of Parquet files."""
+def pool_files(arguments: Namespace) -> None:
+    """Embeds, classifies, scores or rewards texts in files, into a directory of files."""
     set_flags()
-    from cluster.job import EmbedJob, run_job
+    from cluster.job import PoolingJob, run_job
 
-    settings = {name: getattr(arguments, name) for name in EmbedJob.model_fields if name != "spec"}
-    settings["spec"] = {"source": arguments.model, **_model_settings(arguments)}
-    job = parse_settings(EmbedJob, settings, "raypool embed")
+    given = {name: value for name, value in vars(arguments).items() if name in PoolingJob.model_fields}
+    given["spec"] = {"source": arguments.model, **_model_settings(arguments)}
+    job = parse_settings(PoolingJob, given, f"raypool {arguments.task}")
     print(run_job(job))
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from deployments.inputs import as_inputs
-from deployments.scorer import Asked, Scores, ranked, score
+from deployments.scorer import Asked, ranked, score
 from deployments.served import Answered, ServedModel
 from pooling.loading.card import InputType
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
+from pooling.scoring import Scores
 
 Inputs = str | Ids | Sequence[Prompt] | Sequence[int]
 

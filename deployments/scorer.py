@@ -6,18 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deployments.served import ServedModel
-from pooling.loading.card import Scoring
-from pooling.request import Ids, PooledOutput, PoolingParams, PoolingRequest, Rows
-from pooling.scoring import check_scoring, compare, pair_up
+from pooling.request import Ids, PooledOutput, PoolingParams, PoolingRequest
+from pooling.scoring import MAX_SIM, Scores, check_scoring, compare_all, pair_up
 
 if TYPE_CHECKING:
     from deployments.python_api import PythonApi
-
-Scores = NDArray[np.float32]
-_MAX_SIM: tuple[Scoring, ...] = ("max_sim", "mean_max_sim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +54,7 @@ async def score(
     if kind == "cross_encoder":
         answer = await router.answer(model, _request(pairs, "score", asked), timeout_s)
         return Scored(answer.output.data[:, 0], answer.prompt_tokens)
-    task = "token_embed" if kind in _MAX_SIM else "embed"
+    task = "token_embed" if kind in MAX_SIM else "embed"
     if model.card.sides:
         return await _by_sides(router, model, queries, documents, task, asked, timeout_s)
     first = await _side(model, queries, task, asked, "query")
@@ -106,34 +101,6 @@ def ranked(scores: Scores, top_n: int | None) -> list[int]:
     """The places of the best scores, best first, equal ones in their own order; top_n None or 0: all of them."""
     order: list[int] = np.argsort(-scores, kind="stable").tolist()
     return order[:top_n] if top_n else order
-
-
-def compare_all(kind: Scoring, first: PooledOutput, second: PooledOutput) -> Scores:
-    """The similarity of each of `second` to its partner in `first`, or to the only one there: [pairs] float32.
-
-    As pooling.scoring.compare, in one product where vectors are compared.
-    """
-    if kind in _MAX_SIM:
-        queries, documents = first.rows(), second.rows()
-        partners = queries if len(queries) == len(documents) else queries * len(documents)
-        return np.array([compare(kind, a, b) for a, b in zip(partners, documents, strict=True)], np.float32)
-    return _similarity(kind, first.data, second.data).astype(np.float32)
-
-
-def _similarity(kind: Scoring, first: Rows, second: Rows) -> NDArray[np.float64]:
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    if kind == "euclidean":
-        distances: NDArray[np.float64] = np.linalg.norm(a - b, axis=1)
-        return -distances
-    if kind == "manhattan":
-        blocks: NDArray[np.float64] = np.abs(a - b).sum(axis=1)
-        return -blocks
-    products: NDArray[np.float64] = (a * b).sum(axis=1)
-    if kind == "dot":
-        return products
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines: NDArray[np.float64] = products / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return cosines
 
 
 async def _side(

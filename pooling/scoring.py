@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from pooling.errors import InvalidRequest, UnsupportedTask
 from pooling.loading.card import ModelCard, Scoring
-from pooling.request import Rows
+from pooling.request import PooledOutput, Rows
 
 Item = TypeVar("Item")
+Scores = NDArray[np.float32]
+MAX_SIM: tuple[Scoring, ...] = ("max_sim", "mean_max_sim")
 
 
 def pair_up(first: Sequence[Item], second: Sequence[Item]) -> list[tuple[Item, Item]]:
@@ -47,7 +49,7 @@ def compare(kind: Scoring, first: Rows, second: Rows) -> float:
     and Zaharia 2020, arXiv:2004.12832, section 3.3.
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
-    if kind in ("max_sim", "mean_max_sim"):
+    if kind in MAX_SIM:
         best = (a @ b.T).max(axis=1) if len(a) and len(b) else np.zeros(1)
         return float(best.sum() if kind == "max_sim" else best.mean())
     if kind == "dot":
@@ -57,6 +59,34 @@ def compare(kind: Scoring, first: Rows, second: Rows) -> float:
     if kind == "manhattan":
         return -float(np.abs(a - b).sum())
     return float(a @ b / max(_norm(a) * _norm(b), np.finfo(np.float64).tiny))
+
+
+def compare_all(kind: Scoring, first: PooledOutput, second: PooledOutput) -> Scores:
+    """The similarity of each of `second` to its partner in `first`, or to the only one there: [pairs] float32.
+
+    As compare(), in one product where vectors are compared.
+    """
+    if kind in MAX_SIM:
+        queries, documents = first.rows(), second.rows()
+        partners = queries if len(queries) == len(documents) else queries * len(documents)
+        return np.array([compare(kind, a, b) for a, b in zip(partners, documents, strict=True)], np.float32)
+    return _similarity(kind, first.data, second.data).astype(np.float32)
+
+
+def _similarity(kind: Scoring, first: Rows, second: Rows) -> NDArray[np.float64]:
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    if kind == "euclidean":
+        distances: NDArray[np.float64] = np.linalg.norm(a - b, axis=1)
+        return -distances
+    if kind == "manhattan":
+        blocks: NDArray[np.float64] = np.abs(a - b).sum(axis=1)
+        return -blocks
+    products: NDArray[np.float64] = (a * b).sum(axis=1)
+    if kind == "dot":
+        return products
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: NDArray[np.float64] = products / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return cosines
 
 
 def _norm(vector: NDArray[np.float64]) -> float:

@@ -153,6 +153,9 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("embed", "in.parquet", "--model", MINILM, "--output", "out"), "input 'in.parquet' does not exist"),
         (("embed", "in.parquet", "--model", MINILM, "--output", "out", "--batch-size", "0"), "batch_size: "),
         (("serve", MINILM, "--tensor-parallel-size", "5"), "num_attention_heads 12 and intermediate_size 1536 cannot"),
+        (("score", ROOT / "README.md", "--model", MINILM, "--output", "out"), "name its format with --input-format"),
+        (("classify", ROOT / "README.md", "--model", MINILM, "--output", "out", "--input-format", "jsonl"), "no JSON"),
+        (("reward", ROOT / "README.md", "--model", MINILM, "--output", "out", "--input-format", "text"), "'reward'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(raypool: Run, arguments: tuple[object, ...], said: str) -> None:
@@ -184,11 +187,16 @@ def test_embed_turns_a_file_into_a_directory(raypool: Run, checkpoint: Callable[
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
-        r"3 rows, 1 without a vector \(see the error column\) in .* s, .* rows/s: .*/out\n", done.stdout
+        r"3 rows, 1 without an answer \(see the error column\) in .* s, .* rows/s: .*/out\n", done.stdout
     )
     written = parquet.read_table(tmp_path / "out")
     assert written.column("id").to_pylist() == [1, 2, 3]
     assert [None if v is None else len(v) for v in written.column("v").to_pylist()] == [HIDDEN, None, HIDDEN]
     again = raypool("embed", "in.parquet", "--model", model, "--column", "body", "--output", "out")
     assert again.returncode == 2
-    assert "is not empty" in again.stderr
+    assert "is not empty; it belongs to another job, of which output_column was 'v', not None" in again.stderr
+    same = raypool(
+        "embed", "in.parquet", "--model", model, "--column", "body", "--output", "out", "--output-column", "v"
+    )
+    assert (same.returncode, same.stderr) == (0, "")
+    assert "3 rows, 1 without an answer (see the error column), 3 of them by an earlier run" in same.stdout

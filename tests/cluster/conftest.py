@@ -1,5 +1,6 @@
 """A small real Ray for the tests of this directory."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every port on 127.0.0.1
-        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False
         )

@@ -10,7 +10,7 @@ import pytest
 import ray.data
 
 from cluster.dataset import Embedder
-from cluster.job import EmbedJob, run_job
+from cluster.job import PoolingJob, run_job
 from pooling import LLM
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
@@ -60,19 +60,14 @@ def test_vectors_of_a_dataset_are_those_of_llm() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_job_writes_every_row_in_order(
-    checkpoint: Callable[[str], Path], texts_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = ray.data.DataContext.get_current()
-    monkeypatch.setattr(small, "target_max_block_size", 5_000)  # so that even these few rows make several blocks
-    monkeypatch.setattr(small, "target_min_block_size", 1)
+def test_a_job_writes_every_row_in_order(checkpoint: Callable[[str], Path], texts_files: Path, tmp_path: Path) -> None:
     spec = ModelSpec(source=str(checkpoint("bert")), dtype="float32")
     report = run_job(
-        EmbedJob(input=str(texts_files), output=str(tmp_path / "out"), spec=spec, batch_size=16, num_cpus=1)
+        PoolingJob(input=str(texts_files), output=str(tmp_path / "out"), spec=spec, batch_size=16, num_cpus=1)
     )
     assert (report.rows, report.errors) == (ROWS, 1)
-    files = sorted(Path(report.output).iterdir())
-    assert len(files) > 1
+    files = sorted(Path(report.output).glob("*.parquet"))
+    assert len(files) == 10 + 7 + 4  # of 150, 100 and 50 rows, 16 in each
     written = pa.concat_tables([parquet.ParquetFile(file).read() for file in files])
     assert written.column("id").to_pylist() == list(range(ROWS))
     assert written.select(["id", "text"]).equals(parquet.read_table(texts_files))
@@ -88,7 +83,7 @@ def test_a_job_without_rows_is_done_at_once(checkpoint: Callable[[str], Path], t
     parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     spec = ModelSpec(source=str(checkpoint("bert")))
     report = run_job(
-        EmbedJob(input=str(tmp_path / "empty.parquet"), output=str(tmp_path / "out"), spec=spec, num_cpus=1)
+        PoolingJob(input=str(tmp_path / "empty.parquet"), output=str(tmp_path / "out"), spec=spec, num_cpus=1)
     )
     assert (report.rows, report.errors) == (0, 0)
 
@@ -99,11 +94,12 @@ def test_a_job_ends_with_the_reason_why_its_engines_cannot_start(
 ) -> None:
     spec = ModelSpec(source=str(broken_checkpoint("misshapen tensor")))
     with pytest.raises(CheckpointError, match="has shape"):
-        run_job(EmbedJob(input=str(texts_file), output=str(tmp_path / "out"), spec=spec, num_cpus=1))
+        run_job(PoolingJob(input=str(texts_file), output=str(tmp_path / "out"), spec=spec, num_cpus=1))
 
 
-def job(**changes: object) -> EmbedJob:
-    return EmbedJob.model_validate({"spec": {"source": MINILM}, **changes})
+def job(**changes: object) -> PoolingJob:
+    """Of MiniLM, unless the changes say otherwise."""
+    return PoolingJob.model_validate({"spec": {"source": MINILM}, **changes})
 
 
 def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -117,8 +113,8 @@ def test_an_input_that_is_not_parquet_is_named(tmp_path: Path) -> None:
         run_job(job(input=str(tmp_path / "text.parquet"), output=str(tmp_path / "out")))
 
 
-def test_an_input_directory_without_parquet_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is a directory without \.parquet files"):
+def test_an_input_directory_without_files_to_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a directory without files of a known ending"):
         run_job(job(input=str(tmp_path), output=str(tmp_path / "out")))
 
 
@@ -130,6 +126,10 @@ def test_an_input_directory_without_parquet_is_named(tmp_path: Path) -> None:
         ({"output_column": "id"}, "has a column 'id' already"),
         ({"prompt_name": "query"}, "Unknown prompt_name 'query'"),
         ({"dimensions": 10}, "does not support Matryoshka"),
+        ({"error_column": "embedding"}, "two new columns would be named 'embedding'"),
+        ({"task": "classify"}, "Unsupported task: 'classify'"),
+        ({"task": "score"}, "no column 'query'; the columns are id, text"),
+        ({"input_format": "csv"}, "is not UTF-8"),
     ],
 )
 def test_a_job_that_cannot_be_right_is_refused_before_it_starts(
@@ -146,8 +146,15 @@ def test_what_is_in_the_output_directory_is_left_alone(texts_file: Path, tmp_pat
     with pytest.raises(ConfigError, match="is not empty"):
         run_job(job(input=str(texts_file), output=str(tmp_path / "out")))
     assert (tmp_path / "out" / "earlier.parquet").read_bytes() == b"of yesterday"
+    (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
-        run_job(job(input=str(texts_file), output=str(texts_file)))
+        run_job(job(input=str(texts_file), output=str(tmp_path / "file")))
+
+
+def test_an_output_in_the_input_is_refused(texts_files: Path) -> None:
+    for output in (texts_files, texts_files / "out"):
+        with pytest.raises(ConfigError, match="is in the input"):
+            run_job(job(input=str(texts_files), output=str(output)))
 
 
 @pytest.mark.usefixtures("ray_cluster")

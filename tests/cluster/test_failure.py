@@ -35,4 +35,6 @@ def test_every_refusal_survives_the_way_ray_prints_it() -> None:
 
 def test_the_last_line_of_a_traceback_is_its_exception() -> None:
     assert last_line("Traceback:\n  File x\nRuntimeError: no room\n\n") == "RuntimeError: no room"
+    assert last_line("Traceback:\nRuntimeError: no room\n\nTo change retries, see the docs.") == "RuntimeError: no room"
+    assert last_line("the node is gone\nsee its log") == "see its log"
     assert last_line("\n") == "Ray gave no reason"

@@ -8,11 +8,11 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.scorer import compare_all, ranked
+from deployments.scorer import ranked
 from pooling.errors import InvalidRequest, UnsupportedTask
 from pooling.loading.card import Scoring
 from pooling.request import PooledOutput
-from pooling.scoring import compare
+from pooling.scoring import compare, compare_all
 from tests.deployments.local import LocalRouter
 from tests.headed import Headed, HeadReference
 
