@@ -5,14 +5,16 @@ Annotations must be real types, not strings: Serve validates `args` by them.
 
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
-from deployments.config import ONGOING_REQUESTS, Autoscaling, ModelConfig, ServiceConfig
+from deployments.config import ONGOING_REQUESTS, ModelConfig, ServiceConfig
+from deployments.nodes import refuse_unequal_nodes
 from deployments.replica import EngineReplica
-from deployments.resources import Resources, running_cluster, share_out
+from deployments.resources import Resources, running_cluster, settled_cluster, share_out
 from deployments.router import Router
 
 ROUTER = "router"
@@ -28,7 +30,12 @@ _QUIET = LoggingConfig(enable_access_log=False)
 
 def build(args: ServiceConfig) -> Application:
     """The application: a router deployment in front of one engine deployment for each model."""
-    resources = share_out(args.models, running_cluster(), args.router.reserved_cpus)
+    if ray.is_initialized():
+        cluster = settled_cluster(args)
+        refuse_unequal_nodes(args)
+    else:  # `serve build` only writes down what it would deploy
+        cluster = running_cluster()
+    resources = share_out(args.models, cluster, args.router.reserved_cpus)
     models = [
         model.model_copy(update={"device": resource.device})
         for model, resource in zip(args.models, resources, strict=True)
@@ -49,9 +56,7 @@ def build(args: ServiceConfig) -> Application:
 
 def _engine(model: ModelConfig, resources: Resources) -> Application:
     count: dict[str, Any] = (
-        {"autoscaling_config": _autoscaling(model.autoscaling)}
-        if model.autoscaling
-        else {"num_replicas": model.replicas}
+        {"autoscaling_config": _autoscaling(model)} if model.autoscaling else {"num_replicas": model.replicas}
     )
     deployment = serve.deployment(
         name=model.deployment_name,
@@ -66,11 +71,17 @@ def _engine(model: ModelConfig, resources: Resources) -> Application:
     return deployment(EngineReplica).bind(model.spec, resources.threads)
 
 
-def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:
+def _autoscaling(model: ModelConfig) -> AutoscalingConfig:
+    wanted = model.autoscaling
+    assert wanted is not None
+    policy = AutoscalingPolicy(  # type: ignore[no-untyped-call]  # Serve's is untyped
+        policy_function="deployments.scaling:QueuedTokens", policy_kwargs={"target": model.target_queued_tokens}
+    )
     return AutoscalingConfig(
         min_replicas=wanted.min,
         max_replicas=wanted.max,
-        target_ongoing_requests=wanted.target_ongoing_requests,
+        policy=policy,
+        look_back_period_s=wanted.look_back_s,
         upscale_delay_s=wanted.upscale_delay_s,
         downscale_delay_s=wanted.downscale_delay_s,
     )

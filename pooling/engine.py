@@ -133,6 +133,11 @@ class Engine:
     def healthy(self) -> bool:
         return self.failure is None
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait or run."""
+        return self._batcher.tokens + sum(step.tokens for step in self._steps.values())
+
     def stats(self) -> dict[str, float]:
         """Counts since the start, and what waits now."""
         return {

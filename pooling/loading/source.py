@@ -33,6 +33,11 @@ def locate(source: str) -> Path:
     return _from_hub(source)
 
 
+def is_local(source: str) -> bool:
+    """Whether a source is read from a disk; a hub id, which is fetched, is not. It need not be there."""
+    return source.startswith(_PACKAGE) or not _HUB_ID.fullmatch(source) or Path(source).expanduser().exists()
+
+
 def _in_package(source: str) -> Path:
     package, _, inside = source.removeprefix(_PACKAGE).partition("/")
     if not package.isidentifier() or ".." in inside.split("/") or inside.startswith("/"):
