@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from deployments.config import ONGOING_REQUESTS, ModelConfig, ServiceConfig
@@ -62,6 +62,10 @@ def _engine(model: ModelConfig, resources: Resources) -> Application:
         name=model.deployment_name,
         ray_actor_options={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
         max_ongoing_requests=_ENGINE_ONGOING,
+        request_router_config=RequestRouterConfig(
+            request_router_class="deployments.token_router:TokenRouter",  # type: ignore[arg-type]  # Serve takes both
+            request_router_kwargs={"small_tokens": model.max_batch_tokens or model.step_tokens},
+        ),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         max_constructor_retry_count=_START_ATTEMPTS,

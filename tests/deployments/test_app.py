@@ -10,6 +10,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import build
 from deployments.config import ServiceConfig
+from deployments.scaling import QueuedTokens
+from deployments.token_router import TokenRouter
 from tests.checkpoints import MINILM
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -34,6 +36,10 @@ def test_a_router_and_an_engine_deployment_for_each_model() -> None:
     assert (fixed.num_replicas, fixed.ray_actor_options["num_cpus"]) == (2, 1.5)
     scaling = scaled._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (0, 4, 5)
+    assert isinstance(scaling.policy.get_policy()(**scaling.policy.policy_kwargs), QueuedTokens)
+    routing = fixed._deployment_config.request_router_config
+    assert routing.get_request_router_class() is TokenRouter
+    assert routing.request_router_kwargs == {"small_tokens": 1_024}
     assert all(deployment.max_ongoing_requests >= 512 for deployment in found.values())
 
 
