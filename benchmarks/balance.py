@@ -112,9 +112,18 @@ def by_own_tokens_of_two(replicas: list[Replica], known: Known, now: float, toke
     return min(pair, key=lambda index: known.own_tokens[index])
 
 
-def by_kind(replicas: list[Replica], known: Known, now: float, tokens: int) -> int:
-    """As deployments/token_router.py does: of all, that with the fewest of its own tokens in slices of that kind."""
-    return known.outstanding.in_order(range(len(replicas)), tokens)[0]
+def as_shipped(replicas: list[Replica], known: Known, now: float, tokens: int) -> int:
+    """deployments/token_router.py: its own tokens by the kind of slice, and what it has heard of all requests."""
+
+    def heard(index: int) -> int | None:
+        return int(known.count[index]) if now - known.heard[index] <= _CACHE_S else None
+
+    rank = known.outstanding.best(range(len(replicas)), tokens, heard)[0]
+    if len(rank) == 1:
+        return rank[0]
+    for index in rank:  # Serve asks both
+        known.count[index], known.heard[index] = len(replicas[index].slices), now
+    return min(rank, key=lambda index: known.count[index])
 
 
 def by_all_tokens(replicas: list[Replica], known: Known, now: float, tokens: int) -> int:
@@ -127,7 +136,7 @@ WAYS: dict[str, Choose] = {
     "requests, of two": by_requests,
     "own tokens": by_own_tokens,
     "own tokens, of two": by_own_tokens_of_two,
-    "own tokens, small ones apart": by_kind,
+    "as shipped": as_shipped,
     "waiting tokens of all": by_all_tokens,
 }
 

@@ -27,13 +27,13 @@ class TokenRouter(RequestRouter):
         """Some replicas, best first; Serve takes the first that has room and answers."""
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
         tokens = _tokens(pending_request)
-        order = self._outstanding.in_order(list(by_id), tokens)
-        if pending_request is not None and order:
+        ranks = self._outstanding.best(list(by_id), tokens, self.replica_queue_len_cache.get)
+        if pending_request is not None and ranks:
             key = pending_request.metadata.internal_request_id
-            self._outstanding.send(key, order[0], tokens)
+            self._outstanding.send(key, ranks[0][0], tokens)
             # A caller may leave before its request is sent, of which Serve tells nobody.
             weakref.finalize(pending_request, self._forget_unsent, key).atexit = False
-        return [[by_id[replica_id]] for replica_id in order]
+        return [[by_id[replica_id] for replica_id in rank] for rank in ranks]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         key = pending_request.metadata.internal_request_id

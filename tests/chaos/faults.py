@@ -19,8 +19,8 @@ from pooling.config import ModelSpec
 from pooling.request import PackedBatch
 from pooling.runner import Pending, Prepared, Runner
 
-# An input that begins with one of these ids does that to the forward pass it is in.
-RAISES, RUNS_OUT_OF_MEMORY, HANGS = 1_901, 1_902, 1_903
+# An input of ids that begins with one of these does that to the forward pass it is in.
+RAISES, RUNS_OUT_OF_MEMORY, HANGS = 401, 402, 403
 # A device of 1,000 tokens a second, which computes nothing: it is the bottleneck, not this machine's cores.
 SLOW_TOKEN_S = 0.001
 

@@ -27,26 +27,9 @@ def test_a_forward_pass_that_fails_at_every_replica(service: Chaos, fault: int, 
     before = service.replicas()
     with health_of(service) as seen:
         response = post(service, fault)
-        print("DBG", before, response.status_code, response.text, response.elapsed)
-        import time
-
-        from tests.deployments.conftest import serve
-
-        for _ in range(8):
-            st = serve.status().applications["raypool"]
-            print(
-                "DBG",
-                time.monotonic(),
-                st.status,
-                {n: d.replica_states for n, d in st.deployments.items()},
-                service.replicas(),
-                seen,
-                flush=True,
-            )
-            time.sleep(3)
-        wait_until(lambda: service.whole() and not {*before} & {*service.replicas()}, 10)
+        assert response.status_code == 503, response.text
+        wait_until(lambda: service.whole() and not {*before} & {*service.replicas()})
     print(f"\n{said}: {response.status_code} after {response.elapsed.total_seconds():.1f} s; /health said {seen}")
-    assert response.status_code == 503
     assert response.elapsed.total_seconds() < DEADLINE_S
     assert "the engine failed 3 times under this request, the last time because" in message(response)
     assert said in message(response)

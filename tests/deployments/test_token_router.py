@@ -14,28 +14,48 @@ from pooling.request import PackedBatch
 STEP = 100
 
 
+def nothing_else(_: object) -> int:
+    """What is heard of replicas to which no other router sends."""
+    return 0
+
+
 def test_a_large_slice_goes_where_large_ones_have_the_fewest_tokens() -> None:
     counts: Outstanding[str] = Outstanding(STEP)
     counts.send("1", "a", 900)
     counts.send("2", "b", 500)
     counts.send("3", "c", 700)
-    assert counts.in_order(["a", "b", "c"], 400) == ["b", "c", "a"]
+    assert counts.best(["a", "b", "c"], 400, nothing_else) == [["b"], ["c"], ["a"]]
     counts.send("4", "b", 400)
     counts.done("1")
-    assert counts.in_order(["a", "b", "c"], 400) == ["a", "c", "b"]
+    assert counts.best(["a", "b", "c"], 400, nothing_else) == [["a"], ["c"], ["b"]]
 
 
 def test_a_small_slice_does_not_mind_large_ones() -> None:
     counts: Outstanding[str] = Outstanding(STEP)
     counts.send("1", "a", 10_000)
     counts.send("2", "b", 60)
-    assert counts.in_order(["a", "b"], 20) == ["a", "b"]
-    assert counts.in_order(["a", "b"], STEP) == ["b", "a"]
+    assert counts.best(["a", "b"], 20, nothing_else) == [["a"], ["b"]]
+    assert counts.best(["a", "b"], STEP, nothing_else) == [["b"], ["a"]]
+
+
+def test_what_other_routers_sent_counts_as_slices_of_average_size() -> None:
+    counts: Outstanding[str] = Outstanding(STEP)
+    counts.send("1", "a", 700)
+    counts.send("2", "b", 500)  # 600 on average
+    assert counts.best(["a", "b"], 400, {"a": 1, "b": 1}.get) == [["b"], ["a"]]
+    assert counts.best(["a", "b"], 400, {"a": 1, "b": 2}.get) == [["a"], ["b"]]
+
+
+def test_a_replica_that_has_not_spoken_lately_is_to_be_asked() -> None:
+    counts: Outstanding[str] = Outstanding(STEP)
+    counts.send("1", "a", 700)
+    counts.send("2", "b", 500)
+    assert counts.best(["a", "b", "c"], 400, {"a": 1, "b": 1}.get) == [["c", "b"], ["a"]]
 
 
 def test_replicas_that_are_equal_take_turns() -> None:
     counts: Outstanding[int] = Outstanding(STEP)
-    assert {counts.in_order(range(4), 20)[0] for _ in range(200)} == {0, 1, 2, 3}
+    assert {counts.best(range(4), 20, nothing_else)[0][0] for _ in range(200)} == {0, 1, 2, 3}
 
 
 def test_nothing_is_left_of_slices_that_are_done() -> None:
@@ -45,7 +65,7 @@ def test_nothing_is_left_of_slices_that_are_done() -> None:
         counts.send(key, "b", tokens)  # it went elsewhere after all
         counts.done(key)
         counts.done(key)
-    assert (len(counts), dict(counts._small), dict(counts._large)) == (0, {}, {})
+    assert (len(counts), dict(counts._slices), dict(counts._small), dict(counts._large)) == (0, {}, {}, {})
 
 
 class Call:
@@ -59,6 +79,7 @@ class Call:
 def router_of(*replicas: str) -> tuple[TokenRouter, list[Any]]:
     router = object.__new__(TokenRouter)
     router.initialize_state(small_tokens=STEP)
+    router._replica_queue_len_cache = SimpleNamespace(get=nothing_else)
     return router, [SimpleNamespace(replica_id=replica) for replica in replicas]
 
 
