@@ -33,7 +33,7 @@ class Autoscaling(Settings):
     target_queued_tokens: int | None = Field(
         None, gt=0, description="tokens that wait or run, for each replica; None: 8 steps of its device"
     )
-    look_back_s: float = Field(30.0, gt=0)
+    look_back_s: float = Field(30.0, gt=10, description="replicas report their tokens every ten seconds")
     upscale_delay_s: float = Field(30.0, ge=0)
     downscale_delay_s: float = Field(600.0, ge=0)
 

@@ -48,10 +48,10 @@ class Chaos:
     def healthy(self) -> bool:
         return httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200
 
-    def replicas(self, deployment: str = "engine-bert") -> list[str]:
+    def replicas(self, deployment: str = "engine-bert", application: str = "raypool") -> list[str]:
         """The actors of a deployment that run."""
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-        return sorted(name for name in names if f"#{deployment}#" in name)
+        return sorted(name for name in names if f"::{application}#{deployment}#" in name)
 
     def whole(self, replicas: int = REPLICAS) -> bool:
         """Whether the service runs at full strength, all parts of it started."""
@@ -73,6 +73,8 @@ def chaos(checkpoint: Callable[[str], Path]) -> Iterator[Chaos]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in _flags(stats, metrics).items():
             environment.setenv(name, value)
+        # The autoscaler hears of tokens every ten seconds in production.
+        environment.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
         # As that flag says, had it been set when this process imported ray: all on 127.0.0.1.
         environment.setattr(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False)
         if ray.is_initialized():
