@@ -264,7 +264,7 @@ def _ms(waits: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="default: all")
-    parser.add_argument("--seconds", type=float, default=60, help="of simulated arrivals, up to 8 replicas; fewer beyond")
+    parser.add_argument("--seconds", type=float, default=60, help="of arrivals, up to 8 replicas; fewer beyond")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     for name in arguments.shape or SHAPES:

@@ -5,6 +5,7 @@ import pytest
 from cluster.survey import NodeFacts, look
 from deployments.nodes import judge
 from pooling.errors import ConfigError, StartupError
+from pooling.loading.source import is_local
 from tests.checkpoints import MINILM
 
 VERSIONS, FILES = look([MINILM])
@@ -43,3 +44,11 @@ def test_a_node_with_other_weights_is_named() -> None:
     odd = NodeFacts("second", VERSIONS, {MINILM: ("another digest", "")})
     with pytest.raises(ConfigError, match=f"the files of model source '{MINILM}' on node second have other names or"):
         judge(nodes(odd))
+
+
+@pytest.mark.parametrize(
+    ("source", "local"),
+    [("/no/such/dir", True), ("./gone", True), (MINILM, True), ("tests", True), ("org/name", False), ("name", False)],
+)
+def test_only_what_is_read_from_a_disk_must_be_on_every_node(source: str, local: bool) -> None:
+    assert is_local(source) == local

@@ -1,9 +1,10 @@
 from typing import Any
 
 import pytest
+import ray
 
 from deployments.config import ModelConfig, ServiceConfig
-from deployments.resources import Cluster, Node, Resources, refuse_too_much, share_out, warn_of_room
+from deployments.resources import Cluster, Node, Resources, most_that_may_be, refuse_too_much, share_out, warn_of_room
 from pooling.errors import ConfigError
 
 
@@ -101,6 +102,20 @@ def test_replicas_that_there_is_no_room_for_are_warned_of(caplog: pytest.LogCapt
         "a: autoscaling.max is 9, but the cluster has 11 CPUs and 0 GPUs on 2 nodes: 1 of 8 CPUs and 0 GPUs, "
         "1 of 3 CPUs and 0 GPUs: room for 5 replicas, unless it grows"
     ]
+
+
+def test_a_cluster_with_an_autoscaler_is_judged_by_what_it_may_grow_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] | None = {"CPU": 64, "GPU": 4}
+    state = ray._private.state.state
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: limits)
+    now = cluster_of(Node(8, 0), Node(3, 0))
+    service = ServiceConfig.model_validate({"models": [{"source": "a", "device": "cuda", "num_gpus": 4}]})
+    refuse_too_much(service, most_that_may_be(now))
+    more = ServiceConfig.model_validate({"models": [{"source": "a", "device": "cuda", "num_gpus": 5}]})
+    with pytest.raises(ConfigError, match=r"need 5 GPUs, but .* has 64 CPUs and 4 GPUs"):
+        refuse_too_much(more, most_that_may_be(now))
+    limits = None
+    assert most_that_may_be(now) is now
 
 
 @pytest.mark.parametrize("replicas", [1, 3, 5, 7])
