@@ -136,9 +136,10 @@ class ServiceConfig(Settings):
     api_keys: list[str] = Field([], description="any of them opens every route; none: no key is asked for")
     api_keys_file: str | None = Field(None, min_length=1, description="more keys, one a line, on each router's node")
     cors_allow_origins: list[str] = Field([], description="web pages that may call the service; '*' is all of them")
-    # A cluster that runs has all its nodes; Kubernetes, which starts them with the service, takes minutes.
+    # A cluster that runs has all its nodes; Kubernetes, which starts them with the service, takes minutes. Serve
+    # tries four times to build an application before it reports why it cannot: all of it should take under 30 s.
     wait_for_nodes_s: float = Field(
-        10.0, ge=0, description="how long a node that the models need may take to join before they are refused"
+        2.0, ge=0, description="how long a node that the models need may take to join before they are refused"
     )
     access_log: bool = Field(False, description="one line of JSON for each HTTP request, with its id, on stderr")
     limits: Limits = Limits()

@@ -16,7 +16,7 @@ import pytest
 from tests.chaos.faults import FaultyReplica, deployed_with
 from tests.deployments.conftest import _flags, _free_ports, ray, serve, wait_until
 
-STEP_TIMEOUT_S = 3.0
+STEP_TIMEOUT_S = 2.0
 REPLICAS = 2
 NODE: dict[str, Any] = {"node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20}
 

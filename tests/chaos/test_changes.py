@@ -20,24 +20,24 @@ def test_a_new_configuration_under_load_fails_no_request(service: Chaos) -> None
 
 
 def test_what_ran_on_a_node_that_is_gone_runs_on_another(service: Chaos) -> None:
-    added = [service.cluster.add_node(num_cpus=0.5, **NODE) for _ in range(2)]
+    added = [service.cluster.add_node(num_cpus=1, **NODE) for _ in range(2)]
     service.deploy(replicas=3)
     wait_until(lambda: service.whole(replicas=3))
     ids = {node.node_id: node for node in added}
-    (gone,) = {node for node in nodes_of("engine-bert") if node in ids}  # the first node has room for two
-    routers_there = nodes_of("router").count(gone)
+    gone = next(node for node in nodes_of("engine-bert") if node in ids)  # the first node has room for two of three
+    engines_there, routers_there = nodes_of("engine-bert").count(gone), nodes_of("router").count(gone)
     with Load(f"{service.url}/v1/embeddings", BODY, CLIENTS) as load:
         wait_until(lambda: load.done > 100)
         service.cluster.remove_node(ids[gone], allow_graceful=False)
         wait_until(lambda: gone not in nodes_of("engine-bert") and service.whole(replicas=3), seconds=120)
         wait_until(lambda: load.done >= REQUESTS)
-    print(f"\nnode removed with 1 of 3 engine replicas and {routers_there} of 2 routers: {load}")
+    print(f"\nnode removed with {engines_there} of 3 engine replicas and {routers_there} of 2 routers: {load}")
     assert load.failed <= CLIENTS * bool(routers_there)
-    assert {*ids} - {gone} <= {*nodes_of("engine-bert")}
+    assert len(nodes_of("engine-bert")) == 3
 
 
 def nodes_of(deployment: str) -> list[str]:
     """On which node each replica of a deployment runs."""
     details = serve.context._get_global_client().get_serve_details()
     replicas = details["applications"]["raypool"]["deployments"][deployment]["replicas"]
-    return [replica["node_id"] for replica in replicas]
+    return [replica["node_id"] for replica in replicas if replica.get("node_id")]  # one that starts has none yet

@@ -51,11 +51,11 @@ def test_a_node_that_is_not_like_the_others_is_refused_by_name(service: Chaos, o
 def test_what_there_is_no_room_for_is_refused_by_serve_deploy_too(service: Chaos) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    args = {"models": [{"source": service.model, "num_cpus": 64}], "wait_for_nodes_s": 2}
+    args = {"models": [{"source": service.model, "num_cpus": 64}], "wait_for_nodes_s": 0}
     application = {"name": "greedy", "route_prefix": "/greedy", "import_path": "deployments.app:build", "args": args}
     schema = ServeDeploySchema.model_validate({"applications": [application]})
     serve.context._get_global_client().deploy_apps(schema)
-    wait_until(lambda: serve.status().applications["greedy"].status == "DEPLOY_FAILED", seconds=30)
+    wait_until(lambda: serve.status().applications["greedy"].status == "DEPLOY_FAILED", seconds=90)
     assert "the models need 64 CPUs, but this machine has 1 CPUs" in serve.status().applications["greedy"].message
     serve.delete("greedy")
     assert service.healthy()

@@ -19,7 +19,7 @@ DEADLINE_S = 60  # the service's own
     [
         (RAISES, "the forward pass failed: RuntimeError"),
         (RUNS_OUT_OF_MEMORY, "the forward pass failed: RuntimeError"),  # as torch says it on a CPU
-        (HANGS, "a forward pass did not end within 3 s"),
+        (HANGS, "a forward pass did not end within 2 s"),
     ],
     ids=["raises", "runs out of memory", "hangs"],
 )
@@ -42,7 +42,7 @@ def test_a_hang_costs_its_caller_no_more_than_the_time_it_allows(service: Chaos)
     before = service.replicas()
     response = post(service, HANGS, {"x-request-timeout-seconds": "1"})
     assert response.status_code == 504
-    assert "within its 1 s" in message(response)
+    assert "was not answered within its" in message(response)
     wait_until(
         lambda: service.whole() and service.replicas() != before
     )  # though nobody waits, the watchdog has seen it
