@@ -77,6 +77,9 @@ class Outstanding(Generic[Replica]):
             if not counts[sent.replica]:
                 del counts[sent.replica]  # replicas come and go
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._sent
+
     def __len__(self) -> int:
         return len(self._sent)
 

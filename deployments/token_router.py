@@ -37,8 +37,9 @@ class TokenRouter(RequestRouter):
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         key = pending_request.metadata.internal_request_id
-        self._routed.add(key)
-        self._outstanding.send(key, replica_id, _tokens(pending_request))
+        if key in self._outstanding:  # else it was answered before Serve came to say so
+            self._routed.add(key)
+            self._outstanding.send(key, replica_id, _tokens(pending_request))
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         self._routed.discard(internal_request_id)

@@ -99,6 +99,16 @@ def test_a_call_that_goes_elsewhere_counts_there() -> None:
     assert again is first
 
 
+def test_a_call_that_is_answered_before_serve_says_where_it_went_counts_no_more() -> None:
+    router, replicas = router_of("a", "b")
+    call = Call("1", 500)
+    asyncio.run(router.choose_replicas(replicas, call))
+    router.on_request_completed("a", "1")
+    router.on_request_routed(call, "a", None)
+    assert len(router._outstanding) == 0
+    assert not router._routed
+
+
 def test_a_call_whose_caller_left_before_it_was_sent_counts_no_more() -> None:
     router, replicas = router_of("a", "b")
     sent, left = Call("1", 500), Call("2", 500)
