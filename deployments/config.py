@@ -11,21 +11,29 @@ from pooling.errors import ConfigError
 
 # What Serve lets into one router at a time; far above what tokens allow.
 ONGOING_REQUESTS = 2_048
-# 512 steps of the engine's own choice: a minute of work on a CPU, ten seconds on a GPU.
-_QUEUED_TOKENS = {"cpu": 512 * 1_024, "cuda": 512 * 16_384}
+# Tokens of a step of the engine's own choice.
+_STEP_TOKENS = {"cpu": 1_024, "cuda": 16_384}
+# 512 steps may queue: a minute of work on a CPU, ten seconds on a GPU.
+_QUEUED_STEPS = 512
+# Two steps are under way in a busy engine. Eight are as much again three times over: whoever comes now waits for
+# a third of a second on a CPU, a tenth on a GPU, and not only for a moment.
+_TARGET_STEPS = 8
 
 
 class Autoscaling(Settings):
-    """How many replicas a model may have; Serve adds and removes them by the slices under way.
+    """How many replicas a model may have; Serve adds and removes them by the tokens that wait or run.
 
-    min 0 lets a cold model go; its next request waits for a replica. A slice is
-    a request, or a part of one that the router has split.
+    min 0 lets a cold model go; its next request waits for a replica. One is
+    added when the replicas have had more than target_queued_tokens each, on
+    average of look_back_s, for upscale_delay_s.
     """
 
     min: int = Field(1, ge=0)
     max: int = Field(gt=0)
-    # About what keeps a device busy while no one waits long; Serve's own default of 2 starves batching.
-    target_ongoing_requests: float = Field(32.0, gt=0, description="slices under way for each replica")
+    target_queued_tokens: int | None = Field(
+        None, gt=0, description="tokens that wait or run, for each replica; None: 8 steps of its device"
+    )
+    look_back_s: float = Field(30.0, gt=10, description="replicas report their tokens every ten seconds")
     upscale_delay_s: float = Field(30.0, ge=0)
     downscale_delay_s: float = Field(600.0, ge=0)
 
@@ -72,6 +80,17 @@ class ModelConfig(ModelSpec):
     @property
     def fewest_replicas(self) -> int:
         return self.autoscaling.min if self.autoscaling else self.replicas
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step of the engine's own choice, on the device that is known here; auto counts as a CPU."""
+        return _STEP_TOKENS["cuda" if self.device == "cuda" else "cpu"]
+
+    @property
+    def target_queued_tokens(self) -> int:
+        """Tokens that wait or run for each replica beyond which autoscaling adds one."""
+        asked = self.autoscaling.target_queued_tokens if self.autoscaling else None
+        return asked or _TARGET_STEPS * (self.max_batch_tokens or self.step_tokens)
 
     @property
     def may_sleep(self) -> bool:
@@ -123,6 +142,11 @@ class ServiceConfig(Settings):
     api_keys: list[str] = Field([], description="any of them opens every route; none: no key is asked for")
     api_keys_file: str | None = Field(None, min_length=1, description="more keys, one a line, on each router's node")
     cors_allow_origins: list[str] = Field([], description="web pages that may call the service; '*' is all of them")
+    # A cluster that runs has all its nodes; Kubernetes, which starts them with the service, takes minutes. Serve
+    # tries four times to build an application before it reports why it cannot: all of it should take under 30 s.
+    wait_for_nodes_s: float = Field(
+        2.0, ge=0, description="how long a node that the models need may take to join before they are refused"
+    )
     access_log: bool = Field(False, description="one line of JSON for each HTTP request, with its id, on stderr")
     limits: Limits = Limits()
 
@@ -142,8 +166,7 @@ class ServiceConfig(Settings):
 
     def queued_tokens(self, model: ModelConfig) -> int:
         """How many tokens of a model may wait or run, in all routers together."""
-        default = _QUEUED_TOKENS["cuda" if model.device == "cuda" else "cpu"] * model.most_replicas
-        return self.limits.max_queued_tokens or default
+        return self.limits.max_queued_tokens or _QUEUED_STEPS * model.step_tokens * model.most_replicas
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:

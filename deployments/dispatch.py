@@ -130,7 +130,9 @@ class EngineClient:
             return await self._once(batch)
         except EngineDead as lost:
             self.lost_slices += 1
-            raise Unavailable(f"the engine failed {len(_PAUSES_S) + 1} times under this request") from lost
+            raise Unavailable(
+                f"the engine failed {len(_PAUSES_S) + 1} times under this request, the last time because: {lost.detail}"
+            ) from lost
 
     async def _once(self, batch: PackedBatch) -> PooledOutput:
         try:

@@ -20,7 +20,7 @@ _FLOAT32_BYTES = 4
 
 
 class ServeEngines:
-    """Sends batches to the replicas of one deployment; Serve chooses which."""
+    """Sends batches to the replicas of one deployment; deployments/token_router.py chooses which."""
 
     def __init__(self, handle: "DeploymentHandle[Any]", card: ModelCard) -> None:
         self._handle = handle

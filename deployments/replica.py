@@ -10,6 +10,7 @@ from ray import serve
 
 from deployments.dispatch import Vitals
 from deployments.logs import show_log
+from deployments.scaling import QUEUED_TOKENS
 from pooling.config import ModelSpec
 from pooling.errors import EngineDead
 from pooling.request import PackedBatch, PooledOutput
@@ -50,6 +51,10 @@ class EngineReplica:
         if not self._engine.healthy:
             self._end()
             raise EngineDead("the engine has failed")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for its autoscaler, see deployments/scaling.py."""
+        return {QUEUED_TOKENS: self._engine.queued_tokens}
 
     async def vitals(self) -> Vitals:
         engine = self._engine

@@ -1,7 +1,10 @@
 """What each engine replica reserves of the cluster."""
 
+import logging
 import math
 import os
+import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -10,17 +13,41 @@ import ray
 from deployments.config import ModelConfig, ServiceConfig
 from pooling.errors import ConfigError
 
+log = logging.getLogger("raypool")
+
 # Of the sum of many shares.
 _ROUNDING = 1e-6
+_LOOK_S = 1.0
+_SIZES_SHOWN = 4
+
+
+class Node(NamedTuple):
+    """What a node has."""
+
+    cpus: float
+    gpus: float
 
 
 class Cluster(NamedTuple):
-    """What there is to share: CPUs in all, the most CPUs of a node, GPUs in all, the most GPUs of a node."""
+    """What there is to share: CPUs in all, CPUs of the largest node, GPUs in all; of each node, where it is known."""
 
     cpus: float
     largest_node_cpus: float
     gpus: float
-    largest_node_gpus: float = 0.0
+    nodes: tuple[Node, ...] = ()
+
+    def __str__(self) -> str:
+        whole = f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        if len(self.nodes) < 2:
+            return f"this machine has {whole}"
+        sizes = Counter(self.nodes).most_common(_SIZES_SHOWN)
+        each = ", ".join(f"{count} of {node.cpus:g} CPUs and {node.gpus:g} GPUs" for node, count in sizes)
+        more = ", and smaller numbers of others" if len(set(self.nodes)) > _SIZES_SHOWN else ""
+        return f"the cluster has {whole} on {len(self.nodes)} nodes: {each}{more}"
+
+    @property
+    def largest_node_gpus(self) -> float:
+        return max((node.gpus for node in self.nodes), default=self.gpus)
 
 
 class Resources(NamedTuple):
@@ -69,17 +96,60 @@ def refuse_too_much(service: ServiceConfig, cluster: Cluster) -> None:
     resources = share_out(service.models, cluster, service.router.reserved_cpus)
     for model, one in zip(service.models, resources, strict=True):
         _refuse_scattered(model, one, cluster)
-    counts = [model.fewest_replicas * one.ranks for model, one in zip(service.models, resources, strict=True)]
-    gpus = sum(one.num_gpus * count for one, count in zip(resources, counts, strict=True))
+    counts = [model.fewest_replicas for model in service.models]
+    gpus = sum(one.num_gpus * one.ranks * count for one, count in zip(resources, counts, strict=True))
     cpus = service.router.reserved_cpus + sum(
-        one.num_cpus * count for one, count in zip(resources, counts, strict=True)
+        one.num_cpus * one.ranks * count for one, count in zip(resources, counts, strict=True)
     )
     for name, asked, there in (("GPU", gpus, cluster.gpus), ("CPU", cpus, cluster.cpus)):
         if asked > there + _ROUNDING:
             raise ConfigError(
-                f"the models need {asked:g} {name}s, but this machine has {there:g}; lower replicas or "
+                f"the models need {asked:g} {name}s, but {cluster}; lower replicas or "
                 f"num_{name.lower()}s{', or set device: cpu' if name == 'GPU' else ''}"
             )
+    for model, one, count in zip(service.models, resources, counts, strict=True):
+        places = _places(one, cluster)
+        if count and places < count:
+            raise ConfigError(
+                f"the model `{model.served_name}` needs {one.num_cpus * one.ranks:g} CPUs and "
+                f"{one.num_gpus * one.ranks:g} GPUs on one node "
+                f"for each of its {count} replicas, but {cluster}: room for {places}"
+            )
+
+
+def warn_of_room(service: ServiceConfig, cluster: Cluster) -> None:
+    """Says which models may never have as many replicas as autoscaling.max allows, unless the cluster grows."""
+    resources = share_out(service.models, cluster, service.router.reserved_cpus)
+    for model, one in zip(service.models, resources, strict=True):
+        places = _places(one, cluster)
+        if model.autoscaling is not None and places < model.autoscaling.max:
+            log.warning(
+                "%s: autoscaling.max is %d, but %s: room for %d replicas, unless it grows",
+                model.served_name,
+                model.autoscaling.max,
+                cluster,
+                places,
+            )
+
+
+def settled_cluster(service: ServiceConfig) -> Cluster:
+    """The running cluster, once it has what must run of the service.
+
+    Waits wait_for_nodes_s for nodes that still join, as those of a cluster do
+    that is just being started. Raises ConfigError if something is missing then.
+    """
+    deadline = time.monotonic() + service.wait_for_nodes_s
+    while True:
+        cluster = running_cluster()
+        try:
+            refuse_too_much(service, most_that_may_be(cluster))
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_S)
+        else:
+            warn_of_room(service, cluster)
+            return cluster
 
 
 def _refuse_scattered(model: ModelConfig, resources: Resources, cluster: Cluster) -> None:
@@ -100,15 +170,38 @@ def running_cluster() -> Cluster:
     """What the running cluster has; this machine's CPUs where none runs, as for `serve build`."""
     if not ray.is_initialized():
         cpus = float(os.cpu_count() or 1)
-        return Cluster(cpus, cpus, 0.0, 0.0)
-    nodes = [
+        return Cluster(cpus, cpus, 0.0)
+    alive = [
         node["Resources"]
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
-    cpus_of = [float(node.get("CPU", 0.0)) for node in nodes]
-    gpus_of = [float(node.get("GPU", 0.0)) for node in nodes]
-    return Cluster(sum(cpus_of), max(cpus_of, default=1.0), sum(gpus_of), max(gpus_of, default=0.0))
+    nodes = tuple(Node(float(node.get("CPU", 0.0)), float(node.get("GPU", 0.0))) for node in alive)
+    largest = max((node.cpus for node in nodes), default=1.0)
+    return Cluster(sum(node.cpus for node in nodes), largest, sum(node.gpus for node in nodes), nodes)
+
+
+def most_that_may_be(cluster: Cluster) -> Cluster:
+    """What the cluster has when its autoscaler has added all nodes that it may; itself, if it has no autoscaler."""
+    limits = ray._private.state.state.get_max_resources_from_cluster_config()
+    if limits is None:
+        return cluster
+    # Of what size its nodes would be is the autoscaler's to know: only the sums are judged.
+    cpus, gpus = float(limits.get("CPU", 0)), float(limits.get("GPU", 0))
+    return Cluster(max(cluster.cpus, cpus), cluster.largest_node_cpus, max(cluster.gpus, gpus))
+
+
+def _places(one: Resources, cluster: Cluster) -> int:
+    """For how many such replicas there is room, each on one node; every other taker left out of account."""
+    nodes = cluster.nodes or (Node(cluster.cpus, cluster.gpus),)
+    return sum(
+        min(
+            int((there + _ROUNDING) / (asked * one.ranks))
+            for there, asked in ((node.cpus, one.num_cpus), (node.gpus, one.num_gpus))
+            if asked
+        )
+        for node in nodes
+    )
 
 
 def _device(model: ModelConfig, cluster: Cluster) -> Literal["cpu", "cuda"]:
@@ -119,8 +212,12 @@ def _device(model: ModelConfig, cluster: Cluster) -> Literal["cpu", "cuda"]:
 
 def _share(cluster: Cluster, left: float, sharers: int) -> float:
     each = min(left / sharers, cluster.largest_node_cpus) if sharers else 0.0
+    nodes = cluster.nodes or (Node(cluster.cpus, 0.0),)
+    for whole in range(math.floor(each), 0, -1):
+        if sum(int(node.cpus // whole) for node in nodes) >= sharers:  # no replica spans two nodes
+            return float(whole)
     # Ray counts CPUs to four digits; two leave room for the sum of many shares.
-    return float(math.floor(each)) if each >= 1 else max(0.01, math.floor(each * 100) / 100)
+    return max(0.01, math.floor(min(each, 1.0) * 100) / 100)
 
 
 def _resources(model: ModelConfig, device: Literal["cpu", "cuda"], cpus: float) -> Resources:

@@ -18,7 +18,7 @@ from ray.serve.schema import ApplicationStatus
 from cluster.failure import last_line, refusal
 from cluster.node import ray_node, starts_own_node
 from deployments.plan import ServePlan
-from deployments.resources import refuse_too_much, running_cluster
+from deployments.resources import refuse_too_much, running_cluster, warn_of_room
 from pooling.errors import ConfigError, StartupError
 
 # Requests and answers travel by gRPC; shared memory only ever holds what is larger than its message limit.
@@ -50,6 +50,7 @@ def serving(plan: ServePlan, say: Say) -> Iterator[None]:
         if starts_own_node():  # a cluster may grow; this machine will not
             for service in plan.services.values():
                 refuse_too_much(service, running_cluster())
+                warn_of_room(service, running_cluster())
         stop = _undo(plan)
         try:
             serve.start(proxy_location=plan.schema.proxy_location, http_options=plan.schema.http_options.model_dump())

@@ -12,6 +12,9 @@ TokenPooling = Literal["ALL", "STEP"]
 PoolingType = Literal[SequencePooling, TokenPooling]
 
 
+# A step takes milliseconds to seconds, on a busy CPU a minute; without an end after so long it hangs.
+# A request that meets it at three replicas in a row still hears of it within the service's ten minutes.
+STEP_TIMEOUT_S = 180.0
 _ACTIVATIONS = ("use_activation", "normalize", "softmax")
 
 
@@ -140,8 +143,7 @@ class BatchLimits(Settings):
     """What one forward pass may hold, and how long it may take."""
 
     max_batch_tokens: int | None = Field(None, gt=0, description="None: chosen for the device")
-    # A step takes milliseconds to seconds; ten minutes without an end is a hang on any device.
-    step_timeout_s: float = Field(default=600.0, gt=0)
+    step_timeout_s: float = Field(STEP_TIMEOUT_S, gt=0)
 
 
 class ModelSpec(Settings):
@@ -163,6 +165,9 @@ class ModelSpec(Settings):
     instruction: str | None = Field(None, description="what a template tells the model where a request does not")
     max_model_len: int | None = Field(None, gt=0, description="tokens an input may have; None: what the model takes")
     max_batch_tokens: int | None = Field(None, gt=0, description="tokens a forward pass may hold; None: chosen")
+    step_timeout_s: float = Field(
+        STEP_TIMEOUT_S, gt=0, description="a forward pass that takes longer hangs: its replica ends and is replaced"
+    )
 
     @property
     def served_name(self) -> str:
@@ -170,7 +175,7 @@ class ModelSpec(Settings):
 
     @property
     def limits(self) -> BatchLimits:
-        return BatchLimits(max_batch_tokens=self.max_batch_tokens)
+        return BatchLimits(max_batch_tokens=self.max_batch_tokens, step_timeout_s=self.step_timeout_s)
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 
 from pooling.batcher import Batcher, Share
-from pooling.config import ModelSpec
+from pooling.config import STEP_TIMEOUT_S, ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
 from pooling.judge import check_batch
@@ -70,11 +70,10 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step under way: whose inputs it holds, how many tokens, since when."""
+    """A step under way: whose inputs it holds, and how many tokens."""
 
     shares: tuple[Share, ...]
     tokens: int
-    watchdog: asyncio.TimerHandle
 
 
 class Engine:
@@ -85,7 +84,7 @@ class Engine:
     EngineDead, as does every later one.
     """
 
-    def __init__(self, device: DeviceThread, step_timeout_s: float = 600.0) -> None:
+    def __init__(self, device: DeviceThread, step_timeout_s: float = STEP_TIMEOUT_S) -> None:
         runner = device.runner
         self.card: ModelCard = runner.card
         self.max_batch_tokens = runner.max_batch_tokens
@@ -97,6 +96,7 @@ class Engine:
         self._numbers = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._free_at = 0.0  # when the device should be done with what it has
         self._token_s, self._prepare_s = 0.0, 0.0
         self._done_steps = self._done_inputs = self._done_tokens = 0
@@ -141,6 +141,11 @@ class Engine:
     @property
     def healthy(self) -> bool:
         return self.failure is None
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait or run."""
+        return self._batcher.tokens + sum(step.tokens for step in self._steps.values())
 
     def stats(self) -> dict[str, float]:
         """Counts since the start, and what waits now."""
@@ -206,7 +211,7 @@ class Engine:
                 self._batcher.drop(key)
             self._jobs.clear()
             self._steps.clear()
-            self._timer = None
+            self._timer = self._watchdog = None
         if self._loop is not loop and (self._jobs or self._steps):
             raise EngineFailure("the engine serves another event loop; call pool() from one loop only")
         self._loop = loop
@@ -236,8 +241,9 @@ class Engine:
         shares = tuple(self._batcher.take())
         tokens = sum(share.tokens for share in shares)
         number = next(self._numbers)
-        watchdog = self._loop.call_later(self._step_timeout_s, self._hung, number)
-        self._steps[number] = _Step(shares, tokens, watchdog)
+        self._steps[number] = _Step(shares, tokens)
+        if len(self._steps) == 1:
+            self._watch()
         for share in shares:
             job = self._jobs[share.key]
             job.started = job.started if job.started is not None else start
@@ -257,7 +263,7 @@ class Engine:
         step = self._steps.pop(number, None)
         if step is None or self.failure is not None:
             return  # the engine failed meanwhile; every caller knows already
-        step.watchdog.cancel()
+        self._watch()
         if report.error is not None:
             self._fail(f"the forward pass failed: {type(report.error).__name__}", report.error)
             return
@@ -278,9 +284,17 @@ class Engine:
                 job.forward_s += report.seconds
                 _deliver(job, share.inputs, output)
 
-    def _hung(self, number: int) -> None:
-        if number in self._steps:
-            self._fail(f"a forward pass did not end within {self._step_timeout_s:g} s")
+    def _watch(self) -> None:
+        """Gives the oldest step its time; that of the one behind it begins when it has the device."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        if self._steps:
+            assert self._loop is not None
+            self._watchdog = self._loop.call_later(self._step_timeout_s, self._hung)
+
+    def _hung(self) -> None:
+        self._fail(f"a forward pass did not end within {self._step_timeout_s:g} s")
 
     def lose(self, reason: str) -> None:
         """A part of the runner in another process is gone; may be called on any thread."""
@@ -297,10 +311,9 @@ class Engine:
         self.failure = f"the engine has stopped: {reason}"
         if error is not None:
             log.error("%s: %s", self.card.name, self.failure, exc_info=error)
-        for step in self._steps.values():
-            step.watchdog.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._watchdog, self._timer):
+            if timer is not None:
+                timer.cancel()
         for job in self._jobs.values():
             if not job.future.done():
                 job.future.set_exception(EngineDead(self.failure))

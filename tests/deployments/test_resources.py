@@ -1,9 +1,10 @@
 from typing import Any
 
 import pytest
+import ray
 
 from deployments.config import ModelConfig, ServiceConfig
-from deployments.resources import Cluster, Resources, refuse_too_much, share_out
+from deployments.resources import Cluster, Node, Resources, most_that_may_be, refuse_too_much, share_out, warn_of_room
 from pooling.config import parse_settings
 from pooling.errors import ConfigError
 
@@ -47,8 +48,11 @@ def test_auto_is_cuda_where_there_is_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "cuda"}, "need 1 GPUs, but this machine has 0; lower replicas or num_gpus, or set device: cpu"),
-        ({"num_cpus": 3}, "need 3 CPUs, but this machine has 2; lower replicas or num_cpus"),
+        (
+            {"device": "cuda"},
+            "need 1 GPUs, but this machine has 2 CPUs and 0 GPUs; lower replicas or num_gpus, or set device: cpu",
+        ),
+        ({"num_cpus": 3}, "need 3 CPUs, but this machine has 2 CPUs and 0 GPUs; lower replicas or num_cpus"),
         ({"num_cpus": 1, "autoscaling": {"min": 3, "max": 4}}, "need 3 CPUs"),
     ],
 )
@@ -80,7 +84,64 @@ def test_ranks_that_no_node_has_room_for_are_refused(settings: dict[str, Any], m
     """However much there is on all nodes together."""
     model = {"source": "a", "tensor_parallel_size": 4, **settings}
     with pytest.raises(ConfigError, match=message):
-        refuse_too_much(parse_settings(ServiceConfig, {"models": [model]}, "config"), Cluster(64, 16, 8, 2))
+        refuse_too_much(parse_settings(ServiceConfig, {"models": [model]}, "config"), cluster_of(*[Node(16, 2)] * 4))
+
+
+def cluster_of(*nodes: Node) -> Cluster:
+    cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
+    return Cluster(cpus, max(node.cpus for node in nodes), gpus, nodes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        (
+            {"num_cpus": 6},
+            [Node(4, 0), Node(4, 0)],
+            "`a` needs 6 CPUs and 0 GPUs on one node for each of its 1 replicas, but the cluster has 8 CPUs and 0 GPUs "
+            "on 2 nodes: 2 of 4 CPUs and 0 GPUs: room for 0",
+        ),
+        ({"num_gpus": 2, "device": "cuda"}, [Node(4, 1), Node(4, 1)], "2 of 4 CPUs and 1 GPUs: room for 0"),
+        ({"num_gpus": 1, "num_cpus": 8}, [Node(8, 0), Node(2, 4)], "needs 8 CPUs and 1 GPUs on one node"),
+        ({"num_cpus": 3, "replicas": 3}, [Node(8, 0), Node(2, 0)], "each of its 3 replicas, .*: room for 2"),
+    ],
+)
+def test_a_replica_that_fits_on_no_node_is_refused(settings: dict[str, Any], nodes: list[Node], message: str) -> None:
+    service = ServiceConfig.model_validate({"models": [{"source": "a", **settings}]})
+    with pytest.raises(ConfigError, match=message):
+        refuse_too_much(service, cluster_of(*nodes))
+    refuse_too_much(service, cluster_of(*nodes, Node(16, 8)))  # one that has the room
+
+
+def test_shares_fit_on_the_nodes_that_there_are() -> None:
+    nodes = cluster_of(*[Node(16, 0)] * 4)
+    service = ServiceConfig.model_validate({"models": [{"source": "a", "replicas": 5}]})
+    assert share_out(service.models, nodes, 0) == [Resources("cpu", 8.0, 0.0, 8)]  # 12 would be a fair share of all
+    refuse_too_much(service, nodes)
+
+
+def test_replicas_that_there_is_no_room_for_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    scaled = {"source": "a", "num_cpus": 2, "autoscaling": {"min": 1, "max": 9}}
+    service = ServiceConfig.model_validate({"models": [scaled, {"source": "b", "replicas": 1}]})
+    warn_of_room(service, cluster_of(Node(8, 0), Node(3, 0)))
+    assert [record.message for record in caplog.records] == [
+        "a: autoscaling.max is 9, but the cluster has 11 CPUs and 0 GPUs on 2 nodes: 1 of 8 CPUs and 0 GPUs, "
+        "1 of 3 CPUs and 0 GPUs: room for 5 replicas, unless it grows"
+    ]
+
+
+def test_a_cluster_with_an_autoscaler_is_judged_by_what_it_may_grow_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] | None = {"CPU": 64, "GPU": 4}
+    state = ray._private.state.state
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: limits)
+    now = cluster_of(Node(8, 0), Node(3, 0))
+    service = ServiceConfig.model_validate({"models": [{"source": "a", "device": "cuda", "num_gpus": 4}]})
+    refuse_too_much(service, most_that_may_be(now))
+    more = ServiceConfig.model_validate({"models": [{"source": "a", "device": "cuda", "num_gpus": 5}]})
+    with pytest.raises(ConfigError, match=r"need 5 GPUs, but .* has 64 CPUs and 4 GPUs"):
+        refuse_too_much(more, most_that_may_be(now))
+    limits = None
+    assert most_that_may_be(now) is now
 
 
 @pytest.mark.parametrize("replicas", [1, 3, 5, 7])

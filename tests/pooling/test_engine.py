@@ -257,6 +257,32 @@ def test_a_process_that_is_gone_before_anyone_asked_is_heard_of_too() -> None:
     engine.close()
 
 
+async def test_a_step_has_its_own_time_and_not_that_of_the_one_before_it() -> None:
+    class OneByOne(EchoRunner):
+        may_end = threading.Semaphore(0)
+
+        def launch(self, parts: list[PackedBatch]) -> Answered:
+            self.may_end.acquire(timeout=10)
+            return super().launch(parts)
+
+    runner = OneByOne()
+    engine = engine_of(runner, step_timeout_s=60.0)
+    call = asyncio.create_task(engine.pool(batch(*[[1] * 32] * 4)))
+    await until(lambda: len(engine._steps) == 2)
+    first = engine._watchdog
+    assert first is not None
+    runner.may_end.release()
+    await until(lambda: len(engine._steps) == 1)
+    second = engine._watchdog
+    assert second is not None
+    assert first.cancelled()
+    assert second.when() > first.when()
+    runner.may_end.release()
+    await call
+    assert engine._watchdog is None  # an idle engine cannot hang
+    engine.close()
+
+
 async def test_closing_tells_those_who_wait() -> None:
     runner = EchoRunner()
     engine = engine_of(runner)
