@@ -80,6 +80,9 @@ def _pipeline(
     context = dataset.context
     context.enable_progress_bars = False  # those count blocks
     context.target_max_block_size = 1  # every part is handed on when it is there
+    # One of them asks for an actor's options to look at its memory: with each, a placement group would be made that
+    # nobody uses, and that keeps devices from those who do.
+    context.issue_detectors_config.detectors = []
     return (
         dataset.map_batches(
             ReadParts(job_input.format, job_input.schema, job.texts, job.batch_size),

@@ -1,14 +1,21 @@
 """A pool of actors with a placement group each, for engines that span several devices."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
 import ray.data
+from pyarrow import parquet
 from ray.util import placement_group_table
 
 from cluster.actor_groups import ActorGroups
+from cluster.job import PoolingJob, run_job
+from pooling import LLM, ModelSpec
+from tests.texts import words
 
 
 class Spanning:
@@ -51,3 +58,21 @@ def test_each_actor_and_its_shards_have_a_group_that_is_gone_afterwards() -> Non
     assert {table[one]["strategy"] for one in used} == {"STRICT_PACK"}
     groups.remove()
     assert {placement_group_table()[one]["state"] for one in used} == {"REMOVED"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_job_whose_engine_spans_two_ranks_has_the_vectors_of_one(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, model = [words(1 + n % 50, start=n) for n in range(40)], str(checkpoint("bert"))
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    spec = ModelSpec(source=model, dtype="float32", tensor_parallel_size=2)
+    report = run_job(
+        PoolingJob(task="embed", input=str(tmp_path / "in.txt"), output=str(tmp_path / "out"), spec=spec, num_cpus=0.5)
+    )
+    assert (report.rows, report.errors) == (40, 0)
+    vectors = parquet.read_table(tmp_path / "out").column("embedding").to_pylist()
+    with LLM(model, dtype="float32") as llm:
+        expected = [output.outputs.embedding for output in llm.embed(texts, use_tqdm=False)]
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
