@@ -4,6 +4,7 @@ import uuid
 from typing import Any
 
 import ray
+from ray.data import DataContext
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import get_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -11,8 +12,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.placement import bundles
 
 
+def alone_with_actors(context: DataContext) -> None:
+    """Keeps a dataset from calling its `ray_remote_args_fn` for anything but an actor.
+
+    Ray Data's detector of high memory asks it twice a minute too, and every
+    answer would be a placement group that nobody uses.
+    """
+    context.issue_detectors_config.detectors = []
+
+
 class ActorGroups:
-    """`options` is a `ray_remote_args_fn`: Ray Data calls it for each actor that it starts.
+    """`options` is a `ray_remote_args_fn`: Ray Data calls it for each actor that it starts; see alone_with_actors().
 
     The actor has the first of `size` equal bundles, on one node; what it starts
     has the others. Ray Data removes no groups, so remove() does in the end.

@@ -12,7 +12,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from tqdm import tqdm
 
-from cluster.actor_groups import ActorGroups
+from cluster.actor_groups import ActorGroups, alone_with_actors
 from cluster.job import PoolingJob
 from cluster.job_input import JobInput
 from cluster.node import starts_own_node
@@ -80,9 +80,7 @@ def _pipeline(
     context = dataset.context
     context.enable_progress_bars = False  # those count blocks
     context.target_max_block_size = 1  # every part is handed on when it is there
-    # One of them asks for an actor's options to look at its memory: with each, a placement group would be made that
-    # nobody uses, and that keeps devices from those who do.
-    context.issue_detectors_config.detectors = []
+    alone_with_actors(context)
     return (
         dataset.map_batches(
             ReadParts(job_input.format, job_input.schema, job.texts, job.batch_size),

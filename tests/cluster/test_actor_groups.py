@@ -12,7 +12,7 @@ import ray.data
 from pyarrow import parquet
 from ray.util import placement_group_table
 
-from cluster.actor_groups import ActorGroups
+from cluster.actor_groups import ActorGroups, alone_with_actors
 from cluster.job import PoolingJob, run_job
 from pooling import LLM, ModelSpec
 from tests.texts import words
@@ -50,11 +50,13 @@ def test_each_actor_and_its_shards_have_a_group_that_is_gone_afterwards() -> Non
         num_cpus=0.3,
         ray_remote_args_fn=groups.options,
     )
+    alone_with_actors(dataset.context)
     rows = dataset.take_all()
     assert {row["bundles"] for row in rows} == {2}
     assert all(own == shard for own, shard in (row["groups"] for row in rows))
     used = {row["groups"][0] for row in rows}
     table = placement_group_table()
+    assert {one for one, group in table.items() if group["state"] != "REMOVED"} == used  # one for each actor, no more
     assert {table[one]["strategy"] for one in used} == {"STRICT_PACK"}
     groups.remove()
     assert {placement_group_table()[one]["state"] for one in used} == {"REMOVED"}
