@@ -10,7 +10,7 @@ class PrepackedLinear(nn.Module):
 
     torch's own linear on CPU reorders the weight at every call and adds the
     bias and the activation in passes of their own; laid out once, with both
-    fused, the same product runs 20 to 30 % faster (benchmarks/README.md).
+    fused, the same product runs 20 to 30 % faster (docs/benchmarks.md).
     """
 
     def __init__(self, linear: nn.Linear, tokens: int, gelu: bool = False) -> None:
