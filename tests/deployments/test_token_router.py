@@ -73,6 +73,7 @@ class Call:
 
     def __init__(self, key: str, tokens: int) -> None:
         self.metadata = SimpleNamespace(internal_request_id=key)
+        self.routing_context = SimpleNamespace(should_backoff=False)
         self.args: list[Any] = [PackedBatch(np.zeros(tokens, np.int32), np.array([tokens], np.int32))]
 
 
@@ -122,3 +123,28 @@ def test_a_call_whose_caller_left_before_it_was_sent_counts_no_more() -> None:
     router.on_request_completed("a", "1")
     assert len(router._outstanding) == 0
     assert not router._routed
+
+
+def test_slices_of_one_request_count_each_though_serve_calls_them_all_the_same() -> None:
+    """A handle that is called within a request gives every call the id of that request."""
+    router, replicas = router_of("a", "b")
+    calls = [Call("1", 500) for _ in range(4)]
+    chosen = [asyncio.run(router.choose_replicas(replicas, call))[0][0].replica_id for call in calls]
+    assert sorted(chosen) == ["a", "a", "b", "b"]
+    for call, replica in zip(calls, chosen, strict=True):
+        router.on_request_routed(call, replica, None)
+    assert len(router._outstanding) == 4
+    for left, replica in zip((3, 2, 1, 0), chosen, strict=True):
+        router.on_request_completed(replica, "1")
+        assert len(router._outstanding) == left
+    del call, calls
+    gc.collect()
+    assert (dict(router._routed), dict(router._waiting), dict(router._early)) == ({}, {}, {})
+
+
+def test_serve_waits_before_it_asks_again() -> None:
+    """Else a call that no replica has room for would keep the router's event loop to itself."""
+    router, replicas = router_of("a")
+    call = Call("1", 500)
+    asyncio.run(router.choose_replicas(replicas, call))
+    assert call.routing_context.should_backoff
