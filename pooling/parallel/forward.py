@@ -65,6 +65,10 @@ class GroupForward:
         self._group.send(StepMessage(ids, np.array([len(ids)], np.int32), alone=True))
         return self._own.alone(ids)
 
+    def confirm(self) -> None:
+        """Raises EngineFailure if the group is over. Asked when a step has ended, before its answers are handed on."""
+        self._group.confirm()
+
     def watch(self, listener: Callable[[str], None]) -> None:
         self._group.watch(listener)
 
@@ -115,6 +119,7 @@ def load_group(
         group.wait_for(Stage.LOADED)
         forward = GroupForward(own, group)
         reason = check(forward, description, dtype)
+        group.wait_for(Stage.LOADED)  # if one has ended meanwhile, that is the reason
         if reason is not None:
             raise CheckpointError(f"{name} cannot be served over {size} ranks: {reason}")
     except BaseException:

@@ -112,8 +112,7 @@ class Group:
         number, self._next = self._next, self._next + 1
         with self._changed:  # until the slot is free: every rank has read what it held
             self._changed.wait_for(lambda: self.failure or number - min(self._read.values()) <= self._slots)
-        if self.failure is not None:
-            raise EngineFailure(self.failure)
+        self.confirm()
         self._ring.write(number, message)
         for rank, link in self._links.items():
             try:
@@ -121,6 +120,11 @@ class Group:
             except OSError:
                 self._lose(f"rank {rank} has ended")
                 raise EngineFailure(self.failure or "a rank has ended") from None
+
+    def confirm(self) -> None:
+        """Raises EngineFailure if the group is over: what its sums gave last may then be no sums."""
+        if self.failure is not None:
+            raise EngineFailure(self.failure)
 
     def watch(self, listener: Callable[[str], None]) -> None:
         """listener(failure) is called, on a thread of the group's, when the group is over before stop()."""
@@ -210,13 +214,16 @@ class Group:
         with self._changed:
             if self.failure is not None or self._stopping:
                 return
-            self.failure = failure
+            self.failure = failure  # before the listeners, of which one ends the sums: see confirm()
             listeners, self._listeners = self._listeners, []
             self._changed.notify_all()
         log.error("tensor parallel: %s; the group ends", failure)
         self._hang_up()
         for listener in listeners:
-            listener(failure)
+            try:
+                listener(failure)
+            except Exception:  # the others must hear of it all the same
+                log.exception("tensor parallel: one that watches the group has failed")
         self._give_up()
 
     def _hang_up(self) -> None:

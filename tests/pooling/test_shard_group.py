@@ -16,11 +16,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pooling import LLM, ModelSpec
-from pooling.errors import EngineDead, SourceError, StartupError
+from pooling.errors import EngineDead, EngineFailure, SourceError, StartupError
+from pooling.intake import Intake
 from pooling.parallel.group import Group, Meeting
 from pooling.parallel.links import Order, Stage
-from pooling.parallel.local import start_local
+from pooling.parallel.local import LocalRanks, start_local
 from pooling.parallel.ring import SLOTS, Ring, StepMessage, slot_bytes
+from pooling.request import PoolingRequest
 from pooling.runner import LocalRunner
 from tests.checkpoints import MINILM
 from tests.reference import relative_error
@@ -95,6 +97,41 @@ def test_a_rank_that_dies_while_nobody_asks_is_noticed(split: tuple[LLM, int]) -
     wait_until(lambda: not llm._offline._engine.healthy)
     with pytest.raises(EngineDead, match="rank 1 has ended"):
         llm.embed("a", use_tqdm=False)
+
+
+def test_a_step_that_ran_while_a_rank_died_has_no_answers() -> None:
+    """On CUDA its sums were ended, not added up."""
+    started: list[LocalRanks] = []
+
+    def start(meeting: Meeting) -> LocalRanks:
+        started.append(start_local(meeting))
+        return started[0]
+
+    spec = {"source": MINILM, "dtype": "float32"}
+    runner = LocalRunner(ModelSpec(**spec, tensor_parallel_size=2), start)
+    pending = runner.launch(runner.prepare([Intake.load(ModelSpec(**spec)).tokenize(PoolingRequest(["a"]))]))
+    assert len(pending.wait()) == 1
+    heard: list[str] = []
+    runner.watch(heard.append)
+    os.kill(started[0].pids[0], signal.SIGKILL)
+    wait_until(lambda: bool(heard))
+    with pytest.raises(EngineFailure, match="rank 1 has ended"):
+        pending.wait()
+    runner.close()
+
+
+def test_a_listener_that_fails_keeps_no_other_from_hearing(split: tuple[LLM, int]) -> None:
+    llm, other = split
+    heard: list[str] = []
+
+    def fail(failure: str) -> None:
+        raise RuntimeError(failure)
+
+    runner = llm._offline._engine._runner
+    runner.watch(fail)
+    runner.watch(heard.append)
+    os.kill(other, signal.SIGKILL)
+    wait_until(lambda: heard == ["rank 1 has ended"])
 
 
 _ASKING = f"""
