@@ -183,7 +183,8 @@ class LocalRunner:
         with torch.inference_mode():
             hidden = self._forward(prepared.step)
             answers = [self._answer(hidden, prepared.step.lengths, ask) for ask in prepared.asks]
-            return LocalPending(prepared, [_to_host(rows) for rows in answers], self.device)
+            confirm = None if self._group is None else self._group.confirm
+            return LocalPending(prepared, [_to_host(rows) for rows in answers], self.device, confirm)
 
     def _asks(
         self, parts: Sequence[PackedBatch], ids: NDArray[np.int32], place: NDArray[np.int64], lengths: NDArray[np.int32]
@@ -259,10 +260,20 @@ class LocalRunner:
 
 
 class LocalPending:
-    """A step on this process's device; its answers are on the way to host memory."""
+    """A step on this process's device; its answers are on the way to host memory.
 
-    def __init__(self, prepared: Prepared, answers: list[Tensor], device: torch.device) -> None:
-        self._prepared, self._answers = prepared, answers
+    confirm: raises if they are none, which is known only once the device is done: NCCL's
+    kernels end without a sum when a rank is gone.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        answers: list[Tensor],
+        device: torch.device,
+        confirm: Callable[[], None] | None = None,
+    ) -> None:
+        self._prepared, self._answers, self._confirm = prepared, answers, confirm
         self._event: Any = None
         if device.type == "cuda":
             self._event = torch.cuda.current_stream().record_event()
@@ -273,6 +284,8 @@ class LocalPending:
     def wait(self) -> list[PooledOutput]:
         if self._event is not None:
             self._event.synchronize()
+        if self._confirm is not None:
+            self._confirm()
         outputs: list[dict[str, PooledOutput]] = [{} for _ in self._prepared.tasks]
         for ask, answer in zip(self._prepared.asks, self._answers, strict=True):
             pieces = np.split(answer.numpy(), np.cumsum(ask.sizes)[:-1])

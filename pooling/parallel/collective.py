@@ -1,5 +1,6 @@
 """Collective: the ranks of one group, joined to add tensors up; a process may be part of several groups."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def _gloo(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
 
 
 def _nccl(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    # The ranks of a group are on one machine; NCCL's own choice is its first address that looks like a network's.
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     kind: Any = dist.ProcessGroupNCCL
     options = kind.Options()
     options._timeout = timeout

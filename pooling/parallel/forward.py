@@ -37,8 +37,10 @@ class GroupForward:
 
     path = "packed"
 
-    def __init__(self, own: PackedForward, group: Group) -> None:
+    def __init__(self, own: PackedForward, group: Group, threads: int) -> None:
+        """threads: what torch computed with before the ranks shared it, and does again after close()."""
         self._own, self._group = own, group
+        self._threads: int | None = threads
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         return self._own.to_device(array)
@@ -65,11 +67,18 @@ class GroupForward:
         self._group.send(StepMessage(ids, np.array([len(ids)], np.int32), alone=True))
         return self._own.alone(ids)
 
+    def confirm(self) -> None:
+        """Raises EngineFailure if the group is over. Asked when a step has ended, before its answers are handed on."""
+        self._group.confirm()
+
     def watch(self, listener: Callable[[str], None]) -> None:
         self._group.watch(listener)
 
     def close(self) -> None:
         self._group.stop()
+        threads, self._threads = self._threads, None
+        if threads is not None:  # once: what was set since then is somebody else's
+            torch.set_num_threads(threads)
 
 
 def load_group(
@@ -91,7 +100,7 @@ def load_group(
     if reason is not None:
         raise ConfigError(f"{name}: tensor_parallel_size is {size}, but only packed models are split: {reason}")
     tokens = max(max_batch_tokens, description.card.max_model_len, _LEAST_TOKENS)
-    threads = torch.get_num_threads()
+    before = threads = torch.get_num_threads()
     if device.type == "cpu":  # the ranks share what this process may use
         threads = max(1, threads // size)
         torch.set_num_threads(threads)
@@ -106,18 +115,22 @@ def load_group(
         slot_bytes=slot_bytes(tokens),
         timeout_s=spec.limits.step_timeout_s,
     )
-    group = Group(order, start)
+    group: Group | None = None
     try:
-        group.wait_for(Stage.PREPARED)  # a rank that failed before would be waited for in vain
+        group = Group(order, start)
+        group.meet()  # not before: a rank that has failed would be waited for in vain
         collective = Collective(group.meeting_file, 0, size, device, order.timeout_s)
         group.watch(lambda _: collective.abort())
         own, heads = load_packed(description, dtype, device, max_batch_tokens, Shard(0, size, collective.add_up))
         group.wait_for(Stage.LOADED)
-        forward = GroupForward(own, group)
+        forward = GroupForward(own, group, before)
         reason = check(forward, description, dtype)
+        group.wait_for(Stage.LOADED)  # if one has ended meanwhile, that is the reason
         if reason is not None:
             raise CheckpointError(f"{name} cannot be served over {size} ranks: {reason}")
     except BaseException:
-        group.stop()
+        if group is not None:
+            group.stop()
+        torch.set_num_threads(before)
         raise
     return forward, heads

@@ -1,7 +1,9 @@
 """Group: rank 0's side of the step protocol: starts the other ranks, hands them each step, and fails as one.
 
 A rank joins by connecting to the group's door and is told its Order; it says
-READY at each stage of loading its share of the model. For each step rank 0 leaves the
+READY at each stage of loading its share of the model; when all know the model,
+rank 0 says MEET and they join for their sums, which is not before, for there
+they wait for each other only as long as in a step. For each step rank 0 leaves the
 inputs in shared memory and sends its number; the rank says READ and runs it
 beside rank 0: their sums over the ranks are what holds them together. Nothing
 else is answered: rank 0 alone has heads and returns rows. A rank that fails
@@ -11,6 +13,7 @@ waits for; then the group is over for good.
 
 import json
 import logging
+import os
 import selectors
 import shutil
 import socket
@@ -75,20 +78,23 @@ class Group:
         self._stopping = False
         self._next = 0
         self._place = Path(tempfile.mkdtemp(prefix="raypool-"))
-        memory = Ring.memory(order.slots, order.slot_bytes)
         self._links: dict[int, Link] = {}
         self._ranks: Ranks | None = None
+        memory: int | None = None
         try:
+            memory = Ring.memory(order.slots, order.slot_bytes)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
                 door.bind(str(self._place / "door"))
                 door.listen(order.size)
                 self._ranks = start(Meeting(str(self._place / "door"), order.size, order.device))
                 self._let_in(door, order, memory)
+            self._ring = Ring(memory, order.slots, order.slot_bytes)
         except BaseException:
             self._give_up()
             self._close_links()
+            if memory is not None:
+                os.close(memory)
             raise
-        self._ring = Ring(memory, order.slots, order.slot_bytes)
         self._slots = order.slots
         self._stages = dict.fromkeys(self._links, 0)
         self._read = dict.fromkeys(self._links, -1)
@@ -107,20 +113,27 @@ class Group:
         if self.failure is not None:
             raise self._error or StartupError(self.failure)
 
+    def meet(self) -> None:
+        """Lets every rank join the collective, once all are ready to. Raises what a rank failed with."""
+        self.wait_for(Stage.PREPARED)
+        try:
+            self._tell(lambda link: link.send(Kind.MEET))
+        except EngineFailure as error:
+            raise self._error or StartupError(error.detail) from None
+
     def send(self, message: StepMessage) -> None:
         """Gives every rank a step to run beside this one. Raises EngineFailure if the group is over."""
         number, self._next = self._next, self._next + 1
         with self._changed:  # until the slot is free: every rank has read what it held
             self._changed.wait_for(lambda: self.failure or number - min(self._read.values()) <= self._slots)
+        self.confirm()
+        self._ring.write(number, message)
+        self._tell(lambda link: link.send_number(Kind.STEP, number))
+
+    def confirm(self) -> None:
+        """Raises EngineFailure if the group is over: what its sums gave last may then be no sums."""
         if self.failure is not None:
             raise EngineFailure(self.failure)
-        self._ring.write(number, message)
-        for rank, link in self._links.items():
-            try:
-                link.send_number(Kind.STEP, number)
-            except OSError:
-                self._lose(f"rank {rank} has ended")
-                raise EngineFailure(self.failure or "a rank has ended") from None
 
     def watch(self, listener: Callable[[str], None]) -> None:
         """listener(failure) is called, on a thread of the group's, when the group is over before stop()."""
@@ -168,6 +181,14 @@ class Group:
             absent = sorted(set(range(1, size)) - set(self._links))
             raise StartupError(f"ranks {absent} of {size} did not join within {_JOIN_S:g} s")
 
+    def _tell(self, say: Callable[[Link], None]) -> None:
+        for rank, link in self._links.items():
+            try:
+                say(link)
+            except OSError:
+                self._lose(f"rank {rank} has ended")
+                raise EngineFailure(self.failure or "a rank has ended") from None
+
     def _watch(self) -> None:
         """Hears every rank until all have left, or one too early."""
         try:
@@ -195,8 +216,8 @@ class Group:
             return False
         if kind == Kind.FAILED:
             name, detail = json.loads(payload)
-            self._error = _rebuilt(name, detail)
-            self._lose(f"rank {rank} has failed: {detail}")
+            self._error, ours = _rebuilt(name, detail)
+            self._lose(f"rank {rank} has failed: {detail if ours else name}", f"{name}: {detail}")
             return False
         with self._changed:
             if kind == Kind.READY:
@@ -206,17 +227,21 @@ class Group:
             self._changed.notify_all()
         return kind != Kind.BYE
 
-    def _lose(self, failure: str) -> None:
+    def _lose(self, failure: str, logged: str = "") -> None:
+        """failure reaches clients; logged is beside it in the log alone."""
         with self._changed:
             if self.failure is not None or self._stopping:
                 return
-            self.failure = failure
+            self.failure = failure  # before the listeners, of which one ends the sums: see confirm()
             listeners, self._listeners = self._listeners, []
             self._changed.notify_all()
-        log.error("tensor parallel: %s; the group ends", failure)
+        log.error("tensor parallel: %s; the group ends%s", failure, f" ({logged})" if logged else "")
         self._hang_up()
         for listener in listeners:
-            listener(failure)
+            try:
+                listener(failure)
+            except Exception:  # the others must hear of it all the same
+                log.exception("tensor parallel: one that watches the group has failed")
         self._give_up()
 
     def _hang_up(self) -> None:
@@ -235,9 +260,12 @@ class Group:
         shutil.rmtree(self._place, ignore_errors=True)
 
 
-def _rebuilt(name: str, detail: str) -> PoolingError:
-    """A rank's error as one of ours: what the files or the settings are refused for is refused in the same words."""
+def _rebuilt(name: str, detail: str) -> tuple[PoolingError, bool]:
+    """A rank's error as one of ours, and whether it is one: then it is raised in the same words.
+
+    The words of any other may name paths and addresses, and are for the log.
+    """
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PoolingError):
-        return kind(detail)
-    return StartupError(f"a shard of the model failed: {name}: {detail}")
+        return kind(detail), True
+    return StartupError(f"a shard of the model failed: {name}"), False

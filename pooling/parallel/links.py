@@ -15,7 +15,7 @@ _NUMBER = struct.Struct("!q")
 class Kind(IntEnum):
     """What a frame says. Of a rank: JOIN, READY with a Stage, READ when it has a step's input, FAILED, BYE.
 
-    Of rank 0: ORDER, STEP with the number of the step, STOP.
+    Of rank 0: ORDER, MEET when all are ready for the first sum, STEP with the number of the step, STOP.
     """
 
     JOIN = 1
@@ -26,6 +26,7 @@ class Kind(IntEnum):
     FAILED = 6
     STOP = 7
     BYE = 8
+    MEET = 9
 
 
 class Stage(IntEnum):

@@ -13,7 +13,6 @@ from typing import NoReturn
 import torch
 
 from pooling.config import ModelSpec
-from pooling.errors import PoolingError
 from pooling.forward import PackedForward, load_packed
 from pooling.loading.describe import describe
 from pooling.parallel.collective import Collective
@@ -54,6 +53,9 @@ def _load(order: Order, rank: int, device: torch.device, link: Link, place: Path
     torch.set_num_threads(order.threads)
     description = describe(ModelSpec.model_validate_json(order.spec))
     link.send_number(Kind.READY, Stage.PREPARED)
+    kind, _ = link.receive()
+    if kind != Kind.MEET:  # rank 0 has given up
+        raise EOFError
     collective = Collective(place, rank, order.size, device, order.timeout_s)
     dtype: torch.dtype = getattr(torch, order.dtype)
     shard = Shard(rank, order.size, collective.add_up)
@@ -78,9 +80,8 @@ def _run_steps(forward: PackedForward, link: Link, ring: Ring) -> None:
 
 def _report(error: Exception, link: Link, place: Path) -> None:
     """Tells rank 0, and waits until it has ended the group; a sum fails here too because rank 0 is gone."""
-    detail = error.detail if isinstance(error, PoolingError) else str(error)
     try:
-        link.send_json(Kind.FAILED, [type(error).__name__, detail])
+        link.send_json(Kind.FAILED, [type(error).__name__, str(error)])
         while True:
             link.receive()
     except EOFError:

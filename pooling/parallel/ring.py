@@ -42,7 +42,11 @@ class Ring:
     def memory(slots: int, slot_size: int) -> int:
         """The file descriptor of new memory; it goes when the last process that holds it does."""
         memory = os.memfd_create("raypool-steps")
-        os.ftruncate(memory, slots * slot_size)
+        try:
+            os.ftruncate(memory, slots * slot_size)
+        except BaseException:
+            os.close(memory)
+            raise
         return memory
 
     def write(self, number: int, message: StepMessage) -> None:

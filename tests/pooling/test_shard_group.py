@@ -16,11 +16,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pooling import LLM, ModelSpec
-from pooling.errors import EngineDead, SourceError, StartupError
+from pooling.errors import EngineDead, EngineFailure, SourceError, StartupError
+from pooling.intake import Intake
+from pooling.parallel.collective import Collective
 from pooling.parallel.group import Group, Meeting
 from pooling.parallel.links import Order, Stage
-from pooling.parallel.local import start_local
+from pooling.parallel.local import LocalRanks, start_local
 from pooling.parallel.ring import SLOTS, Ring, StepMessage, slot_bytes
+from pooling.request import PoolingRequest
 from pooling.runner import LocalRunner
 from tests.checkpoints import MINILM
 from tests.reference import relative_error
@@ -97,6 +100,41 @@ def test_a_rank_that_dies_while_nobody_asks_is_noticed(split: tuple[LLM, int]) -
         llm.embed("a", use_tqdm=False)
 
 
+def test_a_step_that_ran_while_a_rank_died_has_no_answers() -> None:
+    """On CUDA its sums were ended, not added up."""
+    started: list[LocalRanks] = []
+
+    def start(meeting: Meeting) -> LocalRanks:
+        started.append(start_local(meeting))
+        return started[0]
+
+    spec = {"source": MINILM, "dtype": "float32"}
+    runner = LocalRunner(ModelSpec(**spec, tensor_parallel_size=2), start)
+    pending = runner.launch(runner.prepare([Intake.load(ModelSpec(**spec)).tokenize(PoolingRequest(["a"]))]))
+    assert len(pending.wait()) == 1
+    heard: list[str] = []
+    runner.watch(heard.append)
+    os.kill(started[0].pids[0], signal.SIGKILL)
+    wait_until(lambda: bool(heard))
+    with pytest.raises(EngineFailure, match="rank 1 has ended"):
+        pending.wait()
+    runner.close()
+
+
+def test_a_listener_that_fails_keeps_no_other_from_hearing(split: tuple[LLM, int]) -> None:
+    llm, other = split
+    heard: list[str] = []
+
+    def fail(failure: str) -> None:
+        raise RuntimeError(failure)
+
+    runner = llm._offline._engine._runner
+    runner.watch(fail)
+    runner.watch(heard.append)
+    os.kill(other, signal.SIGKILL)
+    wait_until(lambda: heard == ["rank 1 has ended"])
+
+
 _ASKING = f"""
 from pooling import LLM
 llm = LLM({MINILM!r}, dtype="float32", tensor_parallel_size=2)
@@ -119,6 +157,19 @@ def test_ranks_end_when_rank_0_is_killed_and_leave_no_files(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def memories() -> list[str]:
+    """Descriptors of this process that are memory of steps."""
+    found = []
+    for place in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(place)
+        except OSError:
+            continue
+        if "raypool-steps" in target:
+            found.append(place.name)
+    return found
+
+
 class Absent:
     """Ranks of which one ended before it joined."""
 
@@ -139,11 +190,21 @@ def order(**changes: Any) -> Order:
 
 def test_a_rank_that_never_joins_is_a_start_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    absent = Absent()
+    absent, before = Absent(), memories()
     with pytest.raises(StartupError, match="a shard of the model did not start: rank 1 ended with status 9"):
         Group(order(), lambda meeting: absent)
     assert absent.ended
     assert list(tmp_path.iterdir()) == []
+    assert memories() == before
+
+
+def test_memory_that_cannot_be_had_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = memories()
+    with pytest.raises(OverflowError):
+        Group(order(slot_bytes=2**64), lambda meeting: Absent())
+    assert list(tmp_path.iterdir()) == []
+    assert memories() == before
 
 
 def test_a_rank_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,6 +223,28 @@ def test_a_rank_that_does_not_find_the_model_is_quoted_at_once(tmp_path: Path) -
     group = Group(order(spec=ModelSpec(source=str(tmp_path / "gone")).model_dump_json(), device="cpu"), start_local)
     with pytest.raises(SourceError, match="gone' does not exist"):
         group.wait_for(Stage.PREPARED)
+    group.stop()
+
+
+def test_the_words_of_an_error_that_is_not_ours_are_for_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """They may name paths and addresses, and why a group is over reaches clients."""
+    group = Group(order(threads=0, device="cpu"), start_local)
+    with pytest.raises(StartupError, match=r"^a shard of the model failed: RuntimeError$"):
+        group.wait_for(Stage.PREPARED)
+    assert group.failure == "rank 1 has failed: RuntimeError"
+    assert "positive" in caplog.text
+    group.stop()
+
+
+def test_a_rank_waits_for_the_slowest_before_it_joins_the_sums() -> None:
+    """There it waits no longer than in a step."""
+    group = Group(order(dtype="float32", max_batch_tokens=64, device="cpu", timeout_s=60), start_local)
+    group.wait_for(Stage.PREPARED)
+    time.sleep(0.5)  # it would have come to the meeting
+    assert not group.meeting_file.exists()
+    group.meet()
+    Collective(group.meeting_file, 0, 2, torch.device("cpu"), 60)
+    group.wait_for(Stage.LOADED)
     group.stop()
 
 

@@ -151,6 +151,20 @@ def test_a_rank_that_cannot_load_is_quoted(checkpoint: Checkpoints, rank: LongRa
         LocalRunner(ModelSpec(source=str(broken), dtype="float32", tensor_parallel_size=2), rank.start)
 
 
+def test_threads_are_shared_by_the_ranks_until_the_group_ends(checkpoint: Checkpoints, rank: LongRank) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with runner_of({"source": str(checkpoint("bert"))}, rank.start):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 4
+        with pytest.raises(AssertionError, match="a rank was started"):
+            LocalRunner(ModelSpec(source=str(checkpoint("bert")), tensor_parallel_size=2), never)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 def never(meeting: Any) -> Any:
     raise AssertionError("a rank was started")
 
