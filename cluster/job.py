@@ -4,9 +4,9 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.files import locate, make_directory
 from cluster.formats import FormatName
@@ -15,7 +15,7 @@ from cluster.ledger import Done, Ledger
 from cluster.node import ray_node
 from cluster.output_formats import OUTPUT_FORMATS, OutputFormatName
 from cluster.row_task import RowTaskName, row_task
-from pooling.config import ModelSpec, Settings
+from pooling.config import ModelSpec, Settings, check_gpus
 from pooling.errors import ConfigError, EngineFailure
 from pooling.intake import Intake
 from pooling.loading.preflight import refuse_bad_source
@@ -40,8 +40,8 @@ _OF_TASK: dict[RowTaskName, set[str]] = {
 class PoolingJob(Settings):
     """One offline job: what to read, what to ask of it, where to write.
 
-    output_column None is named for the task. num_cpus and num_gpus are for each
-    device of each engine; None shares out what the cluster has.
+    output_column None is named for the task. num_cpus and num_gpus are of each
+    engine, shared by its ranks; None shares out what the cluster has.
     """
 
     task: RowTaskName = "embed"
@@ -64,6 +64,11 @@ class PoolingJob(Settings):
     concurrency: int = Field(1, gt=0, description="engines that work at once")
     num_cpus: float | None = Field(None, gt=0)
     num_gpus: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        check_gpus(self.spec, self.num_gpus)
+        return self
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """run_pipeline(): read -> pool -> write on Ray Data, with as many engines as were asked for."""
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from tqdm import tqdm
 from cluster.actor_groups import ActorGroups, alone_with_actors
 from cluster.job import PoolingJob
 from cluster.job_input import JobInput
+from cluster.job_share import JobShare, job_share
 from cluster.node import starts_own_node
 from cluster.stages import PoolParts, ReadParts, WriteParts
-from pooling.errors import ConfigError
 
 # Reading and writing wait more than they compute. A whole CPU in Ray's books for each would be one that engines
 # cannot have, and a reader that waits for the engines would keep the writers from theirs.
@@ -29,17 +28,17 @@ def run_pipeline(
 ) -> None:
     """Does what is left of the files; shows the rows on a terminal."""
     groups: ActorGroups | None = None
-    cpus, gpus, threads = _share(job)
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+    share = _share(job)
+    options: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.gpus}
     if job.spec.tensor_parallel_size > 1:
-        groups = ActorGroups(job.spec.tensor_parallel_size, cpus, gpus)
+        groups = ActorGroups(job.spec.tensor_parallel_size, share.cpus, share.gpus)
         options["ray_remote_args_fn"] = groups.options
     try:
         with (
             _quiet(),
             tqdm(total=job_input.total, initial=done_rows, unit=" rows", disable=None, dynamic_ncols=True) as bar,
         ):
-            for written in _pipeline(job, job_input, files, output, threads, options).iter_rows():
+            for written in _pipeline(job, job_input, files, output, share, options).iter_rows():
                 bar.update(written["rows"])
     finally:
         if groups is not None:
@@ -72,7 +71,7 @@ def _pipeline(
     job_input: JobInput,
     files: list[dict[str, Any]],
     output: str,
-    threads: int | None,
+    share: JobShare,
     options: dict[str, Any],
 ) -> Dataset:
     at_once = TaskPoolStrategy(size=max(2, job.concurrency))
@@ -92,7 +91,7 @@ def _pipeline(
         .map_batches(
             PoolParts,
             fn_constructor_args=(job.task,),
-            fn_constructor_kwargs={**job.pooler_options(), "threads": threads},
+            fn_constructor_kwargs={**job.pooler_options(), "model": share.spec, "threads": share.threads},
             batch_size=1,
             batch_format="pyarrow",
             # Two parts in each engine: one is tokenised while the other is in the forward pass.
@@ -112,34 +111,8 @@ def _pipeline(
     )
 
 
-def _share(job: PoolingJob) -> tuple[float, float, int | None]:
-    """CPUs, GPUs and threads of each device of each engine.
-
-    Reading, writing and Ray Data itself are left one CPU in Ray's books, not in threads.
-    Raises ConfigError where this machine could never give so many: the job would wait for ever.
-    """
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's is untyped
-    all_cpus, all_gpus = has.get("CPU", 1.0), has.get("GPU", 0.0)
-    devices = job.concurrency * job.spec.tensor_parallel_size
-    gpus = job.num_gpus
-    if gpus is None:
-        gpus = 1.0 if all_gpus and job.spec.device != "cpu" else 0.0
-    if job.num_cpus is not None:
-        cpus, threads = job.num_cpus, None
-    else:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's is untyped
-        largest = max(node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
-        cpus = _floor(min(largest, (all_cpus - 1) / devices, 1.0 if gpus else all_cpus))
-        threads = int(all_cpus // devices) or 1
-    for name, each, most in (("CPU", cpus, all_cpus - 1), ("GPU", gpus, all_gpus)):
-        if starts_own_node() and each * devices > most:
-            raise ConfigError(
-                f"{devices} engines of {each:g} {name}s need {each * devices:g}, but this machine has "
-                f"{most:g} to give; lower --concurrency or --num-{name.lower()}s"
-            )
-    return cpus, gpus, threads
-
-
-def _floor(number: float) -> float:
-    """To hundredths: Ray counts no finer than ten thousandths."""
-    return math.floor(100 * number) / 100
+def _share(job: PoolingJob) -> JobShare:
+    # Ray's own functions are untyped.
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    autoscaled = ray._private.state.state.get_max_resources_from_cluster_config() is not None
+    return job_share(job, nodes, own_node=starts_own_node(), may_grow=autoscaled)

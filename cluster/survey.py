@@ -4,6 +4,7 @@ import hashlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -75,12 +76,23 @@ def look(sources: list[str]) -> tuple[dict[str, str], dict[str, tuple[str, str]]
 def _look_at(source: str) -> tuple[str, str]:
     """(digest, "") of a model's files, or ("", why there are none)."""
     try:
-        directory = locate(source)
+        return _digest(locate(source)), ""
     except SourceError as error:
         return "", error.detail
-    files = sorted(file for file in directory.rglob("*") if file.is_file() and not file.name.startswith("."))
-    sizes = "\n".join(f"{file.relative_to(directory)} {file.stat().st_size}" for file in files)
-    return hashlib.sha256(sizes.encode()).hexdigest(), ""
+    except Exception as error:  # of the disk or the file system: raypool itself is there
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return "", f"the files of model source {source!r} cannot be read: {type(error).__name__}: {reason}"
+
+
+def _digest(directory: Path) -> str:
+    files = {path.relative_to(directory): path for path in directory.rglob("*")}
+    sizes = sorted(f"{name} {path.stat().st_size}" for name, path in files.items() if _counts(name) and path.is_file())
+    return hashlib.sha256("\n".join(sizes).encode()).hexdigest()
+
+
+def _counts(name: Path) -> bool:
+    """Whether a file is the model's: `hf download` keeps notes of the day in .cache, Python compiles what it runs."""
+    return not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
 
 
 def _name(node: dict[str, Any]) -> str:

@@ -41,7 +41,9 @@ def build(args: ServiceConfig) -> Application:
         model.model_copy(update={"device": resource.device})
         for model, resource in zip(args.models, resources, strict=True)
     ]
-    engines = [_engine(model, resource) for model, resource in zip(models, resources, strict=True)]
+    # Serve places replicas in the order of what is bound: nodes are still empty for those that need whole ones.
+    by_ranks = sorted(zip(models, resources, strict=True), key=lambda pair: -pair[1].ranks)
+    engines = {model.deployment_name: _engine(model, resource) for model, resource in by_ranks}
     router = serve.deployment(
         name=ROUTER,
         num_replicas=args.router.replicas,
@@ -52,7 +54,7 @@ def build(args: ServiceConfig) -> Application:
         max_constructor_retry_count=_START_ATTEMPTS,
         logging_config=_QUIET,
     )
-    return router(serve.ingress()(Router)).bind(args.model_copy(update={"models": models}), *engines)
+    return router(serve.ingress()(Router)).bind(args.model_copy(update={"models": models}), engines)
 
 
 def _engine(model: ModelConfig, resources: Resources) -> Application:

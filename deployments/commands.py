@@ -79,7 +79,7 @@ def pool_files(arguments: Namespace) -> None:
     from cluster.job import PoolingJob, run_job
 
     given = {name: value for name, value in vars(arguments).items() if name in PoolingJob.model_fields}
-    given["spec"] = {"source": arguments.model, **_model_settings(arguments)}
+    given["spec"] = {"source": _source(arguments.model), **_model_settings(arguments)}
     job = parse_settings(PoolingJob, given, f"raypool {arguments.task}")
     print(run_job(job))
 
@@ -130,11 +130,9 @@ def _plan(arguments: Namespace) -> "ServePlan":
 
 def _service(arguments: Namespace) -> dict[str, Any]:
     """The command line as the plain data of a ServiceConfig with one model."""
-    directory = Path(arguments.target).expanduser()
     model = {
         "name": arguments.served_model_name or arguments.target,
-        # Replicas may run in another directory.
-        "source": str(directory.resolve()) if directory.is_dir() else arguments.target,
+        "source": _source(arguments.target),
         "task": arguments.task,
         "replicas": arguments.replicas,
         **_model_settings(arguments),
@@ -147,7 +145,20 @@ def _service(arguments: Namespace) -> dict[str, Any]:
 
 def _model_settings(arguments: Namespace) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in _MODEL_FLAGS if getattr(arguments, name) is not None}
+    if "chat_template" in settings:
+        settings["chat_template"] = _template(settings["chat_template"])
     return {name: _json_object(name, value) if name in _JSON_FLAGS else value for name, value in settings.items()}
+
+
+def _source(given: str) -> str:
+    """Engines may run in another directory: one that is here is named whole."""
+    directory = Path(given).expanduser()
+    return str(directory.resolve()) if directory.is_dir() else given
+
+
+def _template(given: str) -> str:
+    file = os.path.expanduser(given)
+    return os.path.realpath(file) if os.path.isfile(file) else given  # of a long text, Path.is_file() raises OSError
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

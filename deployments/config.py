@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pooling.config import ModelSpec, Settings
+from pooling.config import ModelSpec, Settings, check_gpus
 from pooling.errors import ConfigError
 
 # What Serve lets into one router at a time; far above what tokens allow.
@@ -58,14 +58,7 @@ class ModelConfig(ModelSpec):
     def _one_way_to_count(self) -> Self:
         if self.autoscaling is not None and "replicas" in self.model_fields_set:
             raise ValueError("give replicas or autoscaling, not both")
-        if self.device == "cpu" and self.num_gpus:
-            raise ValueError(f"device is cpu, but num_gpus is {self.num_gpus:g}; leave num_gpus out")
-        size = self.tensor_parallel_size
-        if size > 1 and self.num_gpus not in (None, 0, size):
-            raise ValueError(
-                f"num_gpus is {self.num_gpus:g}, but tensor_parallel_size is {size} and each rank has a GPU to itself; "
-                "leave num_gpus out"
-            )
+        check_gpus(self, self.num_gpus)
         return self
 
     @property

@@ -96,5 +96,9 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=2048, help="rows handed to an engine at once, and of each file; default 2048"
     )
     parser.add_argument("--concurrency", type=int, default=1, help="engines that work at once; default 1")
-    parser.add_argument("--num-cpus", type=float, help="CPUs of each engine; default: all, shared evenly")
-    parser.add_argument("--num-gpus", type=float, help="GPUs of each engine; default 1 where the cluster has any")
+    parser.add_argument(
+        "--num-cpus", type=float, help="CPUs of each engine, shared by its ranks; default: all, shared evenly"
+    )
+    parser.add_argument(
+        "--num-gpus", type=float, help="GPUs of each engine; default one for each rank where the cluster has any"
+    )

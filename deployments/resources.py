@@ -77,8 +77,8 @@ def share_out(models: Sequence[ModelConfig], cluster: Cluster, reserved_cpus: fl
         for model, device in zip(models, devices, strict=True)
     ]
     taken = reserved_cpus + sum(
-        cpus * _ranks(model) * model.most_replicas
-        for model, cpus in zip(models, asked, strict=True)
+        cpus * _ranks(model) * _counted(model, _resources(model, device, cpus), cluster)
+        for model, device, cpus in zip(models, devices, asked, strict=True)
         if cpus is not None
     )
     sharers = sum(
@@ -135,14 +135,16 @@ def warn_of_room(service: ServiceConfig, cluster: Cluster) -> None:
 def settled_cluster(service: ServiceConfig) -> Cluster:
     """The running cluster, once it has what must run of the service.
 
-    Waits wait_for_nodes_s for nodes that still join, as those of a cluster do
-    that is just being started. Raises ConfigError if something is missing then.
+    With an autoscaler, the cluster as it may become: shares and devices are those
+    that it was judged by. Waits wait_for_nodes_s for nodes that still join, as
+    those of a cluster do that is just being started. Raises ConfigError if
+    something is missing then.
     """
     deadline = time.monotonic() + service.wait_for_nodes_s
     while True:
-        cluster = running_cluster()
+        cluster = most_that_may_be(running_cluster())
         try:
-            refuse_too_much(service, most_that_may_be(cluster))
+            refuse_too_much(service, cluster)
         except ConfigError:
             if time.monotonic() > deadline:
                 raise
@@ -183,12 +185,15 @@ def running_cluster() -> Cluster:
 
 def most_that_may_be(cluster: Cluster) -> Cluster:
     """What the cluster has when its autoscaler has added all nodes that it may; itself, if it has no autoscaler."""
-    limits = ray._private.state.state.get_max_resources_from_cluster_config()
+    state = ray._private.state.state
+    limits = state.get_max_resources_from_cluster_config()
     if limits is None:
         return cluster
-    # Of what size its nodes would be is the autoscaler's to know: only the sums are judged.
     cpus, gpus = float(limits.get("CPU", 0)), float(limits.get("GPU", 0))
-    return Cluster(max(cluster.cpus, cpus), cluster.largest_node_cpus, max(cluster.gpus, gpus))
+    groups = [group.resources for group in state.get_cluster_config().node_group_configs if group.max_count]
+    largest = max([cluster.largest_node_cpus, *(float(group["CPU"]) for group in groups if "CPU" in group)])
+    # How many of each kind it would add is the autoscaler's to know: of GPUs only the sum is judged.
+    return Cluster(max(cluster.cpus, cpus), largest, max(cluster.gpus, gpus))
 
 
 def _places(one: Resources, cluster: Cluster) -> int:
@@ -204,6 +209,11 @@ def _places(one: Resources, cluster: Cluster) -> int:
     )
 
 
+def _counted(model: ModelConfig, one: Resources, cluster: Cluster) -> int:
+    """How many replicas others leave room for: autoscaling.max may be far more than there will ever be."""
+    return max(model.fewest_replicas, min(model.most_replicas, _places(one, cluster)))
+
+
 def _device(model: ModelConfig, cluster: Cluster) -> Literal["cpu", "cuda"]:
     if model.device != "auto":
         return model.device
@@ -211,8 +221,9 @@ def _device(model: ModelConfig, cluster: Cluster) -> Literal["cpu", "cuda"]:
 
 
 def _share(cluster: Cluster, left: float, sharers: int) -> float:
-    each = min(left / sharers, cluster.largest_node_cpus) if sharers else 0.0
-    nodes = cluster.nodes or (Node(cluster.cpus, 0.0),)
+    largest = cluster.largest_node_cpus
+    each = min(left / sharers, largest) if sharers else 0.0
+    nodes = cluster.nodes or (Node(largest, 0.0),) * min(sharers, int(cluster.cpus // (largest or 1.0)))
     for whole in range(math.floor(each), 0, -1):
         if sum(int(node.cpus // whole) for node in nodes) >= sharers:  # no replica spans two nodes
             return float(whole)

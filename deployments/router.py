@@ -38,7 +38,8 @@ _CLIENT_LEFT = 499
 class Router(PythonApi):
     """The deployment that clients talk to, over HTTP and through the app's Serve handle."""
 
-    async def __init__(self, config: ServiceConfig, *engines: "DeploymentHandle[Any]") -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: ServiceConfig, engines: dict[str, "DeploymentHandle[Any]"]) -> None:  # type: ignore[misc]  # Serve awaits it
+        """engines: by the name of their deployment."""
         show_log()
         self.limits = config.limits
         self.api_keys = config.all_api_keys()
@@ -51,7 +52,8 @@ class Router(PythonApi):
         self._threads = ThreadPoolExecutor(_THREADS, "raypool-tokenize")
         self._may_sleep = {model.served_name for model in config.models if model.may_sleep}
         intakes = await asyncio.to_thread(_load_intakes, config)
-        replicas = [ServeEngines(handle, intake.card) for handle, intake in zip(engines, intakes, strict=True)]
+        handles = [engines[model.deployment_name] for model in config.models]
+        replicas = [ServeEngines(handle, intake.card) for handle, intake in zip(handles, intakes, strict=True)]
         self._serve(config, intakes, replicas)
 
     def _serve(self, config: ServiceConfig, intakes: Sequence["Intake"], engines: Sequence[Engines]) -> None:

@@ -178,6 +178,18 @@ class ModelSpec(Settings):
         return BatchLimits(max_batch_tokens=self.max_batch_tokens, step_timeout_s=self.step_timeout_s)
 
 
+def check_gpus(spec: ModelSpec, num_gpus: float | None) -> None:
+    """Raises ValueError, for validators, where the GPUs that a whole engine is to have cannot be right."""
+    if spec.device == "cpu" and num_gpus:
+        raise ValueError(f"device is cpu, but num_gpus is {num_gpus:g}; leave num_gpus out")
+    size = spec.tensor_parallel_size
+    if size > 1 and num_gpus not in (None, 0, size):
+        raise ValueError(
+            f"num_gpus is {num_gpus:g}, but tensor_parallel_size is {size} and each rank has a GPU to itself; "
+            "leave num_gpus out"
+        )
+
+
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 

@@ -53,6 +53,20 @@ def test_a_replica_of_a_model_that_is_split_reserves_room_for_all_its_ranks_on_o
     assert (engine.ray_actor_options["num_cpus"], engine.ray_actor_options["num_gpus"]) == (2.0, 1.0)
 
 
+def test_those_with_the_most_ranks_are_placed_first_and_the_first_model_stays_the_default() -> None:
+    ranks = {"one": 1, "two": 2, "eight": 8, "other": 1}
+    models = [
+        {"source": MINILM, "name": name, "device": "cuda", "tensor_parallel_size": size} for name, size in ranks.items()
+    ]
+    found = deployments(models=models)
+    assert [*found] == ["engine-eight", "engine-two", "engine-one", "engine-other", "router"]
+    config, handles = found["router"].init_args
+    assert [model.name for model in config.models] == [*ranks]
+    assert {name: handle.deployment_name for name, handle in handles.items()} == {
+        f"engine-{name}": f"engine-{name}" for name in ranks
+    }
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_one_that_serve_takes_and_can_be_built(path: Path) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))

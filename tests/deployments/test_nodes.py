@@ -1,5 +1,7 @@
 """What is wrong with a cluster whose nodes are not alike, and that the right node is named."""
 
+from pathlib import Path
+
 import pytest
 
 from cluster.survey import NodeFacts, look
@@ -44,6 +46,32 @@ def test_a_node_with_other_weights_is_named() -> None:
     odd = NodeFacts("second", VERSIONS, {MINILM: ("another digest", "")})
     with pytest.raises(ConfigError, match=f"the files of model source '{MINILM}' on node second have other names or"):
         judge(nodes(odd))
+
+
+def test_files_that_are_not_the_models_make_no_difference(tmp_path: Path) -> None:
+    for node in ("first", "second"):
+        for name in ("model.safetensors", f".cache/huggingface/{node}.metadata", f"__pycache__/{node}.pyc", ".hidden"):
+            file = tmp_path / node / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("same" if name == "model.safetensors" else node)
+    first, second = (look([str(tmp_path / node)])[1].popitem()[1] for node in ("first", "second"))
+    assert first == second
+    (tmp_path / "second" / "model.safetensors").write_text("other")
+    assert look([str(tmp_path / "second")])[1].popitem()[1] != first
+
+
+def test_files_that_cannot_be_read_are_not_taken_for_a_missing_raypool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rglob", refuse)  # root, as whom tests may run, reads everything
+    versions, files = look([str(tmp_path)])
+    with pytest.raises(
+        ConfigError, match=r"on node second: the files of .* cannot be read: PermissionError: Permission"
+    ):
+        judge([NodeFacts("second", versions, files)])
 
 
 @pytest.mark.parametrize(

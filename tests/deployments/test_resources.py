@@ -2,9 +2,20 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
+from deployments import resources
 from deployments.config import ModelConfig, ServiceConfig
-from deployments.resources import Cluster, Node, Resources, most_that_may_be, refuse_too_much, share_out, warn_of_room
+from deployments.resources import (
+    Cluster,
+    Node,
+    Resources,
+    most_that_may_be,
+    refuse_too_much,
+    settled_cluster,
+    share_out,
+    warn_of_room,
+)
 from pooling.config import parse_settings
 from pooling.errors import ConfigError
 
@@ -130,18 +141,60 @@ def test_replicas_that_there_is_no_room_for_are_warned_of(caplog: pytest.LogCapt
     ]
 
 
+class Autoscaler:
+    """Ray's own reckoning, of node groups as an autoscaler reports them."""
+
+    def __init__(self, *groups: tuple[int, dict[str, int]]) -> None:
+        self._config = ClusterConfig(
+            node_group_configs=[NodeGroupConfig(max_count=count, resources=node) for count, node in groups]
+        )
+
+    def put(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: self._config)
+
+
+def service_of(*models: dict[str, Any]) -> ServiceConfig:
+    return ServiceConfig.model_validate({"wait_for_nodes_s": 0, "models": list(models)})
+
+
 def test_a_cluster_with_an_autoscaler_is_judged_by_what_it_may_grow_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: dict[str, int] | None = {"CPU": 64, "GPU": 4}
-    state = ray._private.state.state
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: limits)
+    Autoscaler((4, {"CPU": 16, "GPU": 1})).put(monkeypatch)
     now = cluster_of(Node(8, 0), Node(3, 0))
-    service = ServiceConfig.model_validate({"models": [{"source": "a", "device": "cuda", "num_gpus": 4}]})
-    refuse_too_much(service, most_that_may_be(now))
-    more = ServiceConfig.model_validate({"models": [{"source": "a", "device": "cuda", "num_gpus": 5}]})
+    refuse_too_much(service_of({"source": "a", "device": "cuda", "num_gpus": 4}), most_that_may_be(now))
     with pytest.raises(ConfigError, match=r"need 5 GPUs, but .* has 64 CPUs and 4 GPUs"):
-        refuse_too_much(more, most_that_may_be(now))
-    limits = None
+        refuse_too_much(service_of({"source": "a", "device": "cuda", "num_gpus": 5}), most_that_may_be(now))
+    Autoscaler().put(monkeypatch)
     assert most_that_may_be(now) is now
+
+
+def test_ranks_may_be_on_a_node_that_an_autoscaler_has_still_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    Autoscaler((2, {"CPU": 32, "GPU": 8}), (0, {"CPU": 99})).put(monkeypatch)
+    may_be = most_that_may_be(cluster_of(Node(2, 0)))
+    split = {"source": "a", "device": "cuda", "tensor_parallel_size": 8}
+    refuse_too_much(service_of({**split, "num_cpus": 32}), may_be)
+    with pytest.raises(ConfigError, match="no node has 40 CPUs, the most is 32"):
+        refuse_too_much(service_of({**split, "num_cpus": 40}), may_be)
+
+
+def test_shares_are_of_the_cluster_that_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a head without CPUs, as it is before the first worker is there."""
+    monkeypatch.setattr(resources, "running_cluster", lambda: cluster_of(Node(0, 0)))
+    Autoscaler((2, {"CPU": 16, "GPU": 1}), (4, {"CPU": 16})).put(monkeypatch)
+    auto, cpu = {"source": "a"}, {"source": "b", "device": "cpu", "replicas": 5}
+    service = service_of(auto, cpu)
+    assert share_out(service.models, settled_cluster(service), 0) == [
+        Resources("cuda", 1.0, 1.0, 1),
+        Resources("cpu", 16.0, 0.0, 16),
+    ]
+    service = service_of({**cpu, "replicas": 7})  # 13 would be a fair share, of which a node holds but one
+    assert share_out(service.models, settled_cluster(service), 0) == [Resources("cpu", 8.0, 0.0, 8)]
+
+
+def test_room_that_replicas_can_never_take_is_shared_out() -> None:
+    scaled = {"device": "cuda", "autoscaling": {"min": 1, "max": 64}}
+    assert share([scaled, {"device": "cpu"}], cpus=16, gpus=2)[1] == Resources("cpu", 14.0, 0.0, 14)
+    asleep = {"num_cpus": 2.0, "device": "cpu", "autoscaling": {"min": 0, "max": 3}}
+    assert share([asleep, {"device": "cpu"}], cpus=8)[1] == Resources("cpu", 2.0, 0.0, 2)
 
 
 @pytest.mark.parametrize("replicas", [1, 3, 5, 7])
