@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP
 INSTALL_PROJECT = $(INSTALL) setuptools torch && $(INSTALL) --no-build-isolation -e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bench clean
+.PHONY: help setup serve test chaos lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -21,7 +21,10 @@ serve: .venv/.demo  ## serve the demo model on 127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/raypool serve configs/demo.yaml
 
 test: setup lint  ## everything CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/chaos
+
+chaos: setup  ## break a running service on purpose, some minutes; CI has the kill of a replica and of a rank
+	$(BIN)/python -m pytest -s tests/chaos
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -1,5 +1,10 @@
 """Changes under load: a new configuration, and a node that goes."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
 from tests.chaos.conftest import NODE, Chaos
 from tests.chaos.load import Load
 from tests.chaos.test_kills import BODY, CLIENTS, REQUESTS
@@ -19,8 +24,19 @@ def test_a_new_configuration_under_load_fails_no_request(service: Chaos) -> None
     assert load.failed == 0
 
 
-def test_what_ran_on_a_node_that_is_gone_runs_on_another(service: Chaos) -> None:
-    added = [service.cluster.add_node(num_cpus=1, **NODE) for _ in range(2)]
+@pytest.fixture
+def added(service: Chaos) -> Iterator[list[Any]]:
+    """Two nodes more; afterwards the service is as it was."""
+    nodes = [service.cluster.add_node(num_cpus=1, **NODE) for _ in range(2)]
+    yield nodes
+    service.deploy()
+    wait_until(service.whole)
+    for node in nodes:
+        if node in service.cluster.worker_nodes:
+            service.cluster.remove_node(node)
+
+
+def test_what_ran_on_a_node_that_is_gone_runs_on_another(service: Chaos, added: list[Any]) -> None:
     service.deploy(replicas=3)
     wait_until(lambda: service.whole(replicas=3))
     ids = {node.node_id: node for node in added}
