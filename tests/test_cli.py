@@ -120,7 +120,7 @@ def test_serve_ends_with_the_reason_why_a_replica_refuses(
 def test_serve_refuses_more_than_the_machine_has_instead_of_waiting_for_it(raypool: Run) -> None:
     done = raypool("serve", MINILM, "--device", "cuda", "--port", free_port())
     assert done.returncode == 2
-    assert last_word(done).startswith("raypool: the models need 1 GPUs, but this machine has 0; lower replicas or")
+    assert last_word(done).startswith("raypool: the models need 1 GPUs, but this machine has ")
 
 
 def test_serve_refuses_a_port_in_use_before_it_starts_anything(raypool: Run) -> None:
