@@ -131,8 +131,8 @@ def service(checkpoint: Callable[[str], Path], models: dict[str, str]) -> Iterat
         serve.run(build(guarded), name="guarded", route_prefix="/guarded")
         found = Service(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/guarded")
         with found.client() as client, found.guarded() as guarded_client:
-            wait_until(lambda: client.get("/health").status_code == 200)
-            wait_until(lambda: guarded_client.get("/health").status_code == 200)
+            wait_until(lambda: client.get("/health").status_code == 200, seconds=180)
+            wait_until(lambda: guarded_client.get("/health").status_code == 200, seconds=180)
         yield found
     finally:
         serve.shutdown()
