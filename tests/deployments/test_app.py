@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
@@ -16,6 +17,12 @@ from tests.checkpoints import MINILM
 
 # tests/test_kuberay.py has the one that is a manifest for Kubernetes, with a Serve config in it.
 CONFIGS = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")) if path.stem != "kuberay"]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for `serve build`: other tests may have one running, which has no room for most of these."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 def deployments(**settings: Any) -> dict[str, Any]:
