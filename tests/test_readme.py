@@ -29,11 +29,17 @@ def environment() -> dict[str, str]:
 
 
 def run_python(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"no end after 180 s of\n{code}{process.communicate()[1]}")
+    assert process.returncode == 0, errors
+    return output
 
 
 @pytest.fixture(scope="module")

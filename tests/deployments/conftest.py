@@ -78,8 +78,9 @@ async def app(local: "LocalRouter") -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(checkpoint: Callable[[str], Path], models: dict[str, str]) -> Iterator[Service]:
+    """Gone with the tests of this directory: `ray.init("auto")` picks any of two clusters on a machine."""
     from deployments.app import build
     from deployments.config import ServiceConfig
 
