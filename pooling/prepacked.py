@@ -29,9 +29,9 @@ class PrepackedLinear(nn.Module):
 def prepack(model: nn.Module, tokens: int) -> int:
     """Replaces a CPU model's bfloat16 linear layers in place, for steps of about so many tokens; returns how many.
 
-    Nothing is replaced where torch was built without oneDNN.
+    Nothing is replaced where torch was built without oneDNN, or the CPU has no AVX-512, which these kernels are for.
     """
-    if not torch._C._has_mkldnn:
+    if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return 0
     replaced = 0
     for module in list(model.modules()):
