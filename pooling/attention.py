@@ -5,6 +5,7 @@ finds the lengths of the batch through the calling module, in a slot that
 `bind()` puts there, so two models in one process never share any state.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,11 +65,11 @@ class Packing:
         return cls(tuple(groups), max(lengths), cu_seqlens)
 
 
-@dataclass(slots=True)
-class PackingSlot:
-    """Where a model's attention finds the packing of the step that is running."""
+class PackingSlot(threading.local):
+    """Where a model's attention finds the packing of the step, or of the part of it, that its thread is running."""
 
-    packing: Packing | None = None
+    def __init__(self, packing: Packing | None = None) -> None:
+        self.packing = packing
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from pooling.config import STEP_TIMEOUT_S, ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
 from pooling.judge import check_batch
+from pooling.lanes import divide
 from pooling.loading.card import ModelCard
 from pooling.long_text import Chunked, chunk
 from pooling.parallel.group import StartRanks
@@ -238,7 +239,8 @@ class Engine:
     def _start_step(self) -> None:
         assert self._loop is not None
         start = time.monotonic()
-        shares = tuple(self._batcher.take())
+        groups = self._in_lanes(self._batcher.take())
+        shares = tuple(share for group in groups for share in group)
         tokens = sum(share.tokens for share in shares)
         number = next(self._numbers)
         self._steps[number] = _Step(shares, tokens)
@@ -248,15 +250,20 @@ class Engine:
             job = self._jobs[share.key]
             job.started = job.started if job.started is not None else start
         try:
-            parts = [self._jobs[share.key].take(share.inputs) for share in shares]
-            prepared = self._runner.prepare(parts)
+            parts = [
+                self._runner.prepare([self._jobs[share.key].take(share.inputs) for share in group]) for group in groups
+            ]
         except Exception as error:  # a fault of ours, not of an input: those were checked at the door
             self._fail(f"preparing a step failed: {type(error).__name__}", error)
             return
         now = time.monotonic()
         self._prepare_s += _FOLLOW * (now - start - self._prepare_s)
         self._free_at = max(self._free_at, now) + tokens * self._token_s
-        self._device.run(number, prepared, self._loop, self._finished)
+        self._device.run(number, parts, self._loop, self._finished)
+
+    def _in_lanes(self, shares: list[Share]) -> list[list[Share]]:
+        lengths = [self._jobs[share.key].batch.lengths[share.inputs] for share in shares]
+        return divide(shares, lengths, self._runner.lanes)
 
     def _finished(self, number: int, report: StepReport) -> None:
         """Called in the loop by the device thread when a step has ended."""

@@ -27,6 +27,8 @@ from pooling.tasks import TASKS, parts_of
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
 _CPU_STEP_TOKENS = 1_024
+# As many for each of more cores: the step takes no longer.
+_CPU_LANE_TOKENS = 512
 # Enough to fill a Hopper GPU with a base-size encoder; vLLM's default there is the same.
 _CUDA_STEP_TOKENS = 16_384
 
@@ -44,10 +46,15 @@ class Pending(Protocol):
 
 
 class Runner(Protocol):
-    """Runs steps: `prepare` on the host while another step runs, `launch` on the device, one step at a time."""
+    """Runs steps: `prepare` on the host while another step runs, `launch` on the device, one step at a time.
+
+    lanes: into how many parts a step may be divided, each prepared alone and launched on a thread of its own at the
+    same time as the others.
+    """
 
     card: ModelCard
     max_batch_tokens: int
+    lanes: int
 
     def prepare(self, parts: Sequence[PackedBatch]) -> "Prepared": ...
 
@@ -115,9 +122,10 @@ class LocalRunner:
         self.card = description.card
         self.device = choose_device(spec.device)
         self.dtype = choose_dtype(spec.dtype, self.device)
-        default = _CUDA_STEP_TOKENS if self.device.type == "cuda" else _CPU_STEP_TOKENS
-        self.max_batch_tokens = spec.max_batch_tokens or default
         self._ranks = spec.tensor_parallel_size
+        self.lanes = torch.get_num_threads() if self.device.type == "cpu" and self._ranks == 1 else 1
+        default = min(max(_CPU_STEP_TOKENS, self.lanes * _CPU_LANE_TOKENS), _CUDA_STEP_TOKENS)
+        self.max_batch_tokens = spec.max_batch_tokens or (_CUDA_STEP_TOKENS if self.device.type == "cuda" else default)
         self._group: GroupForward | None = None
         self._forward: Forward
         how = (description, self.dtype, self.device, self.max_batch_tokens)

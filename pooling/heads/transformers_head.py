@@ -1,6 +1,7 @@
 """TransformersHead: the head of a transformers model, in its own code, over rows that are pooled already."""
 
 import copy
+import threading
 from typing import Any
 
 import torch
@@ -42,23 +43,23 @@ class TransformersHead:
         return self._read(hidden[None])[0]
 
     def _read(self, hidden: Tensor) -> Tensor:
-        self._given.hidden = hidden
+        self._given.now.hidden = hidden
         ids = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor = self._model(input_ids=ids).logits
-        self._given.hidden = None
+        self._given.now.hidden = None
         return logits.float()
 
 
 class _Given(nn.Module):
-    """Stands where the backbone stood."""
+    """Stands where the backbone stood; each thread gives it the rows of its own part of a step."""
 
     def __init__(self, pooler: nn.Module | None, activation: nn.Module | None) -> None:
         super().__init__()
         self.pooler, self._activation = pooler, activation
-        self.hidden: Tensor | None = None
+        self.now = _Now()
 
     def forward(self, *_: Any, **__: Any) -> BackboneOutput:
-        hidden, pooled = self.hidden, None
+        hidden, pooled = self.now.hidden, None
         assert hidden is not None
         if isinstance(self.pooler, nn.Linear):  # ALBERT's is the layer alone
             assert self._activation is not None
@@ -66,3 +67,7 @@ class _Given(nn.Module):
         elif self.pooler is not None:
             pooled = self.pooler(hidden)
         return BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class _Now(threading.local):
+    hidden: Tensor | None = None

@@ -45,8 +45,8 @@ class EchoRunner:
 
     card = CARD
 
-    def __init__(self, max_batch_tokens: int = 64) -> None:
-        self.max_batch_tokens = max_batch_tokens
+    def __init__(self, max_batch_tokens: int = 64, lanes: int = 1) -> None:
+        self.max_batch_tokens, self.lanes = max_batch_tokens, lanes
         self.gate = threading.Event()
         self.gate.set()
         self.fault: BaseException | None = None
@@ -104,10 +104,11 @@ async def until(condition: object) -> None:
     raise AssertionError("waited in vain")
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(5))
-async def test_every_caller_gets_its_own_answers_in_its_own_order(seed: int) -> None:
+async def test_every_caller_gets_its_own_answers_in_its_own_order(seed: int, lanes: int) -> None:
     draw = np.random.default_rng(seed)
-    engine = engine_of(EchoRunner())
+    engine = engine_of(EchoRunner(lanes=lanes))
     asked = [random_batch(draw, int(draw.integers(1, 30)), draw.choice(["embed", "token_embed"])) for _ in range(40)]
     answers = await asyncio.gather(*(engine.pool(one) for one in asked))
     for one, answer in zip(asked, answers, strict=True):

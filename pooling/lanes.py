@@ -1,0 +1,113 @@
+"""Lanes: the parts of a step on a CPU, each run by one core for itself."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pooling.batcher import Share
+
+T = TypeVar("T")
+
+# A step goes over all cores together where a lane would have more than so many times its fair part of it.
+_UNEVEN = 1.5
+# Attention costs an input of so many tokens as much again as all its other products (MiniLM: 12 heads of 32).
+_QUADRATIC_TOKENS = 2_048
+
+
+class Lanes:
+    """Threads that compute on one core each, at the same time.
+
+    Operations that several cores share end with all waiting for the slowest,
+    some hundred times in a forward pass; what else wants a core holds up all of
+    them each time. Inputs are independent, so a step falls into parts that wait
+    for each other once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._work: list[queue.SimpleQueue[Callable[[], None] | None]] = [queue.SimpleQueue() for _ in range(count)]
+        threads = torch.get_num_threads()
+        ready = [threading.Event() for _ in range(count)]
+        self._threads = [
+            threading.Thread(target=_compute, args=given, name="raypool-lane", daemon=True)
+            for given in zip(self._work, ready, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+        for event in ready:
+            event.wait()
+        # The last number set is also that of every thread which computes for the first time.
+        torch.set_num_threads(threads)
+
+    def map(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """What the calls return, at most as many as there are lanes; raises what the first to fail raised."""
+        futures: list[Future[T]] = []
+        for call, work in zip(calls, self._work, strict=False):
+            future: Future[T] = Future()
+            work.put(_kept(call, future))
+            futures.append(future)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        for work in self._work:
+            work.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+def _compute(work: "queue.SimpleQueue[Callable[[], None] | None]", ready: threading.Event) -> None:
+    torch.get_num_threads()  # once in each thread it takes the number from all, over what was set before
+    torch.set_num_threads(1)
+    ready.set()
+    while (call := work.get()) is not None:
+        call()
+        del call  # holds a step
+
+
+def _kept(call: Callable[[], T], future: "Future[T]") -> Callable[[], None]:
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # whatever it is, who waits must hear of it
+            future.set_exception(error)
+
+    return run
+
+
+def divide(shares: Sequence[Share], lengths: Sequence[NDArray[np.int32]], lanes: int) -> list[list[Share]]:
+    """The shares of a step in as many groups as lanes, of about the same work; in one where that cannot be.
+
+    lengths: of each share's inputs, in tokens. Neighbours in length stay
+    together, longest first, for those are computed in one product.
+    """
+    inputs = sum(len(share.inputs) for share in shares)
+    if lanes == 1 or inputs == 1:
+        return [list(shares)]
+    owners = np.repeat(np.arange(len(shares)), [len(share.inputs) for share in shares])
+    tokens = np.concatenate(lengths).astype(np.int64)
+    order = np.argsort(-tokens, kind="stable")
+    work = tokens * (1 + tokens / _QUADRATIC_TOKENS)
+    middles = np.cumsum(work[order]) - work[order] / 2
+    lane_of = np.empty(inputs, np.int64)
+    lane_of[order] = np.minimum(middles * lanes / work.sum(), lanes - 1)
+    if np.bincount(lane_of, work).max() > _UNEVEN * work.sum() / lanes:
+        return [list(shares)]
+    places = np.arange(inputs) - np.repeat(np.cumsum([0, *map(len, lengths[:-1])]), [len(one) for one in lengths])
+    groups = []
+    for lane in range(lanes):
+        mine = lane_of == lane
+        group = []
+        for owner in np.unique(owners[mine]):
+            chosen = mine & (owners == owner)
+            share = shares[owner]
+            group.append(replace(share, inputs=share.inputs[places[chosen]], tokens=int(tokens[chosen].sum())))
+        if group:
+            groups.append(group)
+    return groups
