@@ -50,7 +50,7 @@ class DeviceThread:
     def __init__(self, build: Callable[[], Runner]) -> None:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[tuple[_Work, Pending, float] | None] = queue.SimpleQueue()
-        self._freed = 0.0
+        self._freed, self._finishing = 0.0, threading.Lock()
         built: Future[Runner] = Future()
         self._threads = [
             threading.Thread(target=self._launch, args=(build, built), name="raypool-device", daemon=True),
@@ -97,12 +97,16 @@ class DeviceThread:
         work = self._work.get()
         if work is None:
             return False
+        if lanes is not None and len(work.parts) > 1:
+            parts = _Parts(len(work.parts), partial(self._finish, work, start=time.monotonic()))
+            for lane, part in enumerate(work.parts):
+                lanes.run(lane, partial(parts.launch, lane, partial(runner.launch, part)))
+            return True
+        if lanes is not None:
+            lanes.wait()  # all cores are for the step that was not divided
         start = time.monotonic()
         try:
-            if lanes is None or len(work.parts) == 1:
-                pending = runner.launch(work.parts[0])
-            else:
-                pending = _Together(lanes.map([partial(runner.launch, part) for part in work.parts]))
+            pending = runner.launch(work.parts[0])
             ready = pending.done()
         except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
             self._report(work, StepReport([], time.monotonic() - start, error))
@@ -129,8 +133,9 @@ class DeviceThread:
         except BaseException as caught:  # as above
             outputs, error = [], caught
         end = time.monotonic()
-        # A step that was enqueued behind another had the device only from the other's end on.
-        seconds, self._freed = end - max(start, self._freed), end
+        with self._finishing:  # by any lane
+            # A step that was enqueued behind another had the device only from the other's end on.
+            seconds, self._freed = end - max(start, self._freed), end
         self._report(work, StepReport(outputs, seconds, error))
 
     @staticmethod
@@ -141,14 +146,31 @@ class DeviceThread:
             return  # the loop has closed: nobody waits any more
 
 
-class _Together:
-    """The parts of a step, each launched in a lane."""
+class _Parts:
+    """The parts of a step that lanes run; the last one to end hands on their answers together."""
 
-    def __init__(self, parts: Sequence[Pending]) -> None:
-        self._parts = parts
+    def __init__(self, count: int, ended: Callable[[Pending], None]) -> None:
+        self._launched: dict[int, Pending | BaseException] = {}
+        self._left, self._ended, self._lock = count, ended, threading.Lock()
+
+    def launch(self, place: int, launch: Callable[[], Pending]) -> None:
+        try:
+            self._launched[place] = launch()
+        except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
+            self._launched[place] = error
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._ended(self)
 
     def done(self) -> bool:
-        return all(part.done() for part in self._parts)
+        return True
 
     def wait(self) -> list[PooledOutput]:
-        return [output for part in self._parts for output in part.wait()]
+        outputs: list[PooledOutput] = []
+        for _, part in sorted(self._launched.items()):
+            if isinstance(part, BaseException):
+                raise part
+            outputs += part.wait()
+        return outputs

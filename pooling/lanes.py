@@ -3,17 +3,13 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pooling.batcher import Share
-
-T = TypeVar("T")
 
 # A step goes over all cores together where a lane would have more than so many times its fair part of it.
 _UNEVEN = 1.5
@@ -26,13 +22,13 @@ class Lanes:
 
     Operations that several cores share end with all waiting for the slowest,
     some hundred times in a forward pass; what else wants a core holds up all of
-    them each time. Inputs are independent, so a step falls into parts that wait
-    for each other once.
+    them each time. Inputs are independent, so a step falls into parts that need
+    not wait for each other.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._work: list[queue.SimpleQueue[Callable[[], None] | None]] = [queue.SimpleQueue() for _ in range(count)]
+        self._work: list[queue.SimpleQueue[Callable[[], object] | None]] = [queue.SimpleQueue() for _ in range(count)]
         threads = torch.get_num_threads()
         ready = [threading.Event() for _ in range(count)]
         self._threads = [
@@ -46,14 +42,16 @@ class Lanes:
         # The last number set is also that of every thread which computes for the first time.
         torch.set_num_threads(threads)
 
-    def map(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """What the calls return, at most as many as there are lanes; raises what the first to fail raised."""
-        futures: list[Future[T]] = []
-        for call, work in zip(calls, self._work, strict=False):
-            future: Future[T] = Future()
-            work.put(_kept(call, future))
-            futures.append(future)
-        return [future.result() for future in futures]
+    def run(self, lane: int, call: Callable[[], object]) -> None:
+        """Queues a call, which must not raise, behind those that the lane has."""
+        self._work[lane].put(call)
+
+    def wait(self) -> None:
+        """Returns when the lanes have done what they have."""
+        reached = threading.Barrier(self.count + 1)
+        for work in self._work:
+            work.put(reached.wait)
+        reached.wait()
 
     def close(self) -> None:
         for work in self._work:
@@ -62,23 +60,13 @@ class Lanes:
             thread.join()
 
 
-def _compute(work: "queue.SimpleQueue[Callable[[], None] | None]", ready: threading.Event) -> None:
+def _compute(work: "queue.SimpleQueue[Callable[[], object] | None]", ready: threading.Event) -> None:
     torch.get_num_threads()  # once in each thread it takes the number from all, over what was set before
     torch.set_num_threads(1)
     ready.set()
     while (call := work.get()) is not None:
         call()
         del call  # holds a step
-
-
-def _kept(call: Callable[[], T], future: "Future[T]") -> Callable[[], None]:
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # whatever it is, who waits must hear of it
-            future.set_exception(error)
-
-    return run
 
 
 def divide(shares: Sequence[Share], lengths: Sequence[NDArray[np.int32]], lanes: int) -> list[list[Share]]:
