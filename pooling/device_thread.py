@@ -31,6 +31,7 @@ class StepReport:
 class _Work:
     number: int
     parts: Sequence[Prepared]
+    shared: bool
     loop: asyncio.AbstractEventLoop
     done: Done
 
@@ -60,10 +61,15 @@ class DeviceThread:
             thread.start()
         self.runner: Runner = built.result()
 
-    def run(self, number: int, parts: Sequence[Prepared], loop: asyncio.AbstractEventLoop, done: Done) -> None:
-        """Queues a step in as many parts as the runner has lanes, or in one; `done(number, report)` is called in the
-        loop when it has ended."""
-        self._work.put(_Work(number, parts, loop, done))
+    def run(
+        self, number: int, parts: Sequence[Prepared], shared: bool, loop: asyncio.AbstractEventLoop, done: Done
+    ) -> None:
+        """Queues a step; `done(number, report)` is called in the loop when it has ended.
+
+        parts: at most as many as the runner has lanes. shared: all cores run the one
+        part together.
+        """
+        self._work.put(_Work(number, parts, shared, loop, done))
 
     def close(self) -> None:
         """Ends the threads after the steps they have, waiting as long as a step should take, and then the runner.
@@ -97,13 +103,13 @@ class DeviceThread:
         work = self._work.get()
         if work is None:
             return False
-        if lanes is not None and len(work.parts) > 1:
+        if lanes is not None and not work.shared:
             parts = _Parts(len(work.parts), partial(self._finish, work, start=time.monotonic()))
             for lane, part in enumerate(work.parts):
                 lanes.run(lane, partial(parts.launch, lane, partial(runner.launch, part)))
             return True
         if lanes is not None:
-            lanes.wait()  # all cores are for the step that was not divided
+            lanes.wait()
         start = time.monotonic()
         try:
             pending = runner.launch(work.parts[0])

@@ -42,6 +42,8 @@ _FOLLOW = 0.125
 _SLACK_S = 0.001
 # Where a step has parts, by how much of its time the first may end before the last.
 _EARLY_LANE = 0.15
+# What takes no longer is not worth sharing among cores, which wait for each other some hundred times a pass.
+_SHARED_S = 0.004
 
 
 @dataclass(slots=True)
@@ -262,7 +264,8 @@ class Engine:
         now = time.monotonic()
         self._prepare_s += _FOLLOW * (now - start - self._prepare_s)
         self._free_at = max(self._free_at, now) + tokens * self._token_s
-        self._device.run(number, parts, self._loop, self._finished)
+        shared = len(parts) == 1 and tokens * self._token_s > _SHARED_S
+        self._device.run(number, parts, shared, self._loop, self._finished)
 
     def _in_lanes(self, shares: list[Share]) -> list[list[Share]]:
         lengths = [self._jobs[share.key].batch.lengths[share.inputs] for share in shares]
