@@ -115,6 +115,7 @@ class Limits(Settings):
     """What the service takes; beyond it a request is refused with the limit's name and value."""
 
     max_body_bytes: int = Field(33_554_432, gt=0)
+    max_upload_bytes: int = Field(268_435_456, gt=0, description="of all bodies that one router is reading")
     max_inputs: int = Field(2_048, gt=0, description="inputs in one request")
     # No model here reads as much of one text; what is cut off a longer one must still be tokenised.
     max_input_chars: int = Field(1_000_000, gt=0, description="characters of one input, or ids of a list of them")

@@ -22,6 +22,7 @@ from deployments.http.scoring import ScoringRoutes
 from deployments.http.system import SystemRoutes
 from deployments.http.tei import TEIRoutes
 from deployments.http.tokens import TokenRoutes
+from deployments.http.uploads import Uploads
 from deployments.tracing import Tracing
 from pooling import __version__
 from pooling.errors import PoolingError
@@ -37,6 +38,7 @@ def build_http(router: "Router") -> FastAPI:
     """The ASGI app that answers for a router."""
     app = FastAPI(title="Raypool", version=__version__, redoc_url=None)
     told = {}
+    app.state.uploads = Uploads(router.limits.max_upload_bytes)
     for method, path, endpoint, one in _routes(router):
         # The endpoints read the body themselves; FastAPI only routes, and tells of it under /docs.
         app.add_api_route(path, endpoint, methods=[method], response_class=Response, operation_id=f"{method} {path}")

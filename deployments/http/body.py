@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from deployments.config import Limits
 from deployments.http.errors import BodyTooLarge, MalformedBody, WrongContentType, WrongShape
 from deployments.http.headers import mark_arrival
+from deployments.http.uploads import Upload
 from pooling.errors import DeadlineExceeded
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -35,8 +36,9 @@ async def read_body(request: Request, choose: Callable[[Any], type[Body]], limit
 async def read_json(request: Request, limits: Limits) -> Any:
     """The JSON body of a request.
 
-    Raises BodyTooLarge as soon as more than is allowed has come, DeadlineExceeded
-    if it takes for ever to come, WrongContentType or MalformedBody if it is no JSON.
+    Raises BodyTooLarge as soon as more than is allowed has come, Overloaded if all
+    bodies together are too much, DeadlineExceeded if it takes for ever to come,
+    WrongContentType or MalformedBody if it is no JSON.
     """
     mark_arrival(request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -44,11 +46,16 @@ async def read_json(request: Request, limits: Limits) -> Any:
         content_type.startswith("application/") and content_type.endswith("+json")
     ):
         raise WrongContentType("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed")
-    try:
-        async with asyncio.timeout(limits.request_timeout_s):
-            raw = await _read(request, limits.max_body_bytes)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the body did not come within {limits.request_timeout_s:g} s") from None
+    with request.app.state.uploads.one() as upload:
+        try:
+            async with asyncio.timeout(limits.request_timeout_s):
+                raw = await _read(request, limits.max_body_bytes, upload)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the body did not come within {limits.request_timeout_s:g} s") from None
+        return _parsed(raw)
+
+
+def _parsed(raw: bytes) -> Any:
     if not raw:
         raise _malformed(MalformedBody, [{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
     try:
@@ -69,7 +76,7 @@ def judge(kind: type[Body], data: Any) -> Body:
         ) from None
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int, upload: Upload) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -82,6 +89,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        upload.add(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
