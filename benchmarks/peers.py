@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_HOME = Path(__file__).resolve().parent.parent / ".bench"
+HOME = Path(__file__).resolve().parent.parent / ".bench"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Peer:
 
     @property
     def directory(self) -> Path:
-        return _HOME / self.name
+        return HOME / self.name
 
     @property
     def python(self) -> Path:
