@@ -1,8 +1,9 @@
-"""The servers that a user would pick instead, each in a virtual environment of its own under .bench/.
+"""What a user would pick instead, each in a virtual environment of its own under .bench/.
 
-    python -m benchmarks.peers vllm infinity   # build them; downloads a few gigabytes
+    python -m benchmarks.peers                 # build all of them; downloads a few gigabytes
+    python -m benchmarks.peers vllm infinity
 
-Neither is a dependency of the project, and none of them shares a package with it.
+None is a dependency of the project, and none of them shares a package with it.
 """
 
 import argparse
@@ -76,14 +77,18 @@ PEERS = {
             ("vllm", "0.32.0"),
         ),
         Peer("infinity", ("torch==2.13.0", "infinity-emb[torch,server]==0.0.78")),
+        Peer("sentence-transformers", ("torch==2.13.0", "sentence-transformers==6.2.0")),
     )
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peers", nargs="+", choices=list(PEERS))
-    for name in parser.parse_args().peers:
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"some of {', '.join(PEERS)}; default: all")
+    names = parser.parse_args().peers or list(PEERS)
+    if unknown := sorted(set(names) - set(PEERS)):
+        parser.error(f"no peer is named {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    for name in names:
         PEERS[name].build()
         print(f"{name}: {PEERS[name].directory}")
 
