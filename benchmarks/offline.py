@@ -12,12 +12,12 @@ that does not start or fails is named in one line, and the others go on.
 import argparse
 import json
 import os
+import signal
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if __package__ in (None, ""):  # run as a file: make the packages beside this directory importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,7 +31,7 @@ from benchmarks.flops import ModelFlops
 from benchmarks.load import OtherLoad
 from benchmarks.offline_tables import Answered, Found, Started, print_found
 from benchmarks.peak import Peak
-from benchmarks.peers import PEERS
+from benchmarks.peers import HOME, PEERS
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.workers import Worker, WorkerFailed
 from pooling import Intake, ModelSpec, PoolingRequest
@@ -40,7 +40,8 @@ LIBRARIES = ("raypool", *(name for name in ("sentence-transformers", "infinity",
 # What a user of sentence-transformers gets without asking for another number format.
 _ITS_DEFAULT = ("sentence-transformers", "float32")
 _ROOT = Path(__file__).resolve().parent.parent
-_SETS = {
+_LOGS = HOME / "offline"
+_SETS: dict[str, dict[str, Callable[[int], list[Any]]]] = {
     "embed": {"short": texts.short_texts, "long": texts.long_texts, "mixed": texts.mixed_texts},
     "score": {"short": texts.short_groups, "long": texts.long_groups, "mixed": texts.mixed_groups},
 }
@@ -85,7 +86,8 @@ class Texts:
             for length in _LENGTHS:
                 sets[f"{length} tokens"] = texts.texts_of(length - 2, max(8, int(scale * _TOKENS) // length))
         intake = Intake.load(ModelSpec(source=str(shape.directory())))
-        return cls(sets, {name: intake.tokenize(PoolingRequest(_flat(inputs))).lengths for name, inputs in sets.items()})
+        requests = {name: PoolingRequest(_flat(inputs)) for name, inputs in sets.items()}
+        return cls(sets, {name: intake.tokenize(request).lengths for name, request in requests.items()})
 
     def written(self, shape: Shape, file: Path) -> Path:
         """With a few of each kind to warm up, and one text to ask alone."""
@@ -150,18 +152,18 @@ class Comparison:
             log = self._directory / f"{self._shape.name}-{entrant.name}.log".replace(" ", "-")
             worker = self._workers[entrant] = entrant.start(self._args.threads, log)
             try:
-                loaded = worker.ask(do="load", **load, **settings)
-                worker.ask(do="one", input=self._one, times=1)
+                loaded = worker.ask("load", **load, **settings)
+                worker.ask("one", input=self._one, times=1)
                 self.found.started.append(Started(entrant.name, worker.age_s(), loaded["seconds"]))
             except WorkerFailed as failure:
                 self._drop(entrant, failure)
                 return
-        self._ask(entrant, do="run", set="warm")
+        self._ask(entrant, "run", set="warm")
 
     def _run(self, entrant: Entrant, name: str) -> None:
         worker, load = self._workers[entrant], OtherLoad()
         before = worker.cpu_s()
-        answer = self._ask(entrant, do="run", set=name)
+        answer = self._ask(entrant, "run", set=name)
         if answer is None:
             return
         others = load.cores(worker.cpu_s() - before)
@@ -172,13 +174,13 @@ class Comparison:
         self.found.add(answered, answer["sample"])
 
     def _singles(self, entrant: Entrant) -> None:
-        answer = self._ask(entrant, do="one", input=self._one, times=_SINGLES)
+        answer = self._ask(entrant, "one", input=self._one, times=_SINGLES)
         if answer is not None:
             self.found.singles.setdefault(entrant.name, []).append(answer["seconds"])
 
-    def _ask(self, entrant: Entrant, **message: Any) -> dict[str, Any] | None:
+    def _ask(self, entrant: Entrant, do: Literal["one", "run"], **message: Any) -> dict[str, Any] | None:
         try:
-            return self._workers[entrant].ask(**message)
+            return self._workers[entrant].ask(do, **message)
         except WorkerFailed as failure:
             self._drop(entrant, failure)
             return None
@@ -193,10 +195,10 @@ def compare(args: argparse.Namespace) -> Iterator[Found]:
     """What was found for each model, one after another."""
     torch.set_num_threads(args.threads)
     peak = Peak(getattr(torch, args.dtype), torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as directory:
-        for name in args.models:
-            print(f"{name}: {', '.join(e.name for e in entrants(args.libraries, args.dtype))}", file=sys.stderr)
-            yield Comparison(SHAPES[name], args, peak, Path(directory)).run()
+    _LOGS.mkdir(parents=True, exist_ok=True)
+    for name in args.models:
+        print(f"{name}: {', '.join(e.name for e in entrants(args.libraries, args.dtype))}", file=sys.stderr, flush=True)
+        yield Comparison(SHAPES[name], args, peak, _LOGS).run()
 
 
 def _flat(inputs: list[Any]) -> list[Any]:
@@ -207,6 +209,7 @@ def _flat(inputs: list[Any]) -> list[Any]:
 
 
 def main() -> None:
+    end_workers_when_ended()
     args = parser(__doc__.splitlines()[0]).parse_args()
     print(f"{machine.cpu()}, {args.threads} threads, {args.rounds} rounds, commit {machine.commit()}\n")
     every = []
@@ -215,6 +218,11 @@ def main() -> None:
         every.append(asdict(found))
     if args.json:
         Path(args.json).write_text(json.dumps(every, indent=1), encoding="utf-8")
+
+
+def end_workers_when_ended() -> None:
+    """A worker that is stopped would not notice that nobody asks it any more."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -130,7 +130,7 @@ def _throughput(found: Found) -> Iterator[list[str]]:
 def waiting(found: Found) -> str:
     """How long one text takes, and how long the first one from a process that does not exist yet."""
     ours = next((entrant for entrant in found.entrants() if entrant.startswith(OURS)), "")
-    head = ["library", "one text of 12 words, p50", "p90", "its time / ours", "start to first answer", "its time / ours"]
+    head = ["library", "one text of 12 words, p50", "p90", "its / ours", "start to first answer", "its / ours"]
     return table(head, _waiting(found, ours))
 
 

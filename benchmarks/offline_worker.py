@@ -5,8 +5,7 @@ line comes in, one goes out for each:
 
     {"do": "load", "library", "model", "task", "dtype", "threads", "sets": FILE}
     {"do": "run", "set"}             one pass over the set
-    {"do": "one", "text", "times"}   one text after another, each alone
-    {"do": "end"}
+    {"do": "one", "input", "times"}  one text, or query with its document, so often
 
 The answers have "seconds" (of "one": a list), and of a run "sample": the first
 answers, by which the libraries are compared. What fails is answered as
@@ -16,6 +15,7 @@ answers, by which the libraries are compared. What fails is answered as
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 
@@ -75,9 +75,7 @@ class Infinity:
             return await asyncio.gather(*calls)
 
         answers = [ranked for ranked, *_ in self._loop.run_until_complete(all_of_them())]
-        return [
-            found.relevance_score for ranked in answers for found in sorted(ranked, key=lambda found: found.index)
-        ]
+        return [found.relevance_score for ranked in answers for found in sorted(ranked, key=lambda found: found.index)]
 
 
 class Vllm:
@@ -160,18 +158,15 @@ def main():
     os.dup2(2, 1)
     worker = Worker()
     for line in sys.stdin:
-        message = json.loads(line)
-        if message["do"] == "end":
-            break
         try:
-            answer = worker.answer(message)
+            answer = worker.answer(json.loads(line))
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             answer = {"error": f"{type(error).__name__}: {reason}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    sys.stdout.flush()
-    os._exit(0)  # without waiting for whatever threads a library has left
+    if os.getsid(0) == os.getpid():  # whoever asked is gone: nothing that a library started shall stay
+        os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":  # vLLM starts processes that import this file

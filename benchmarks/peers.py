@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent / ".bench"
-_VERSIONS = "import sys, importlib.metadata as m; print(', '.join(f'{name} {m.version(name)}' for name in sys.argv[1:]))"
+_VERSIONS = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
 # What vLLM's documentation asks for on a CPU: threads bound to cores, none kept back, Intel's OpenMP, which it brings.
 _VLLM = {
     "VLLM_TARGET_DEVICE": "cpu",
@@ -33,8 +33,9 @@ _VLLM = {
 class Peer:
     """What to install for a peer, what of it to take away again, and which package stands for its version.
 
-    distribution: the name under which pip knows it. variables: of its best mode on a CPU; `{threads}`, `{last}` (the last of so many
-    cores) and `{directory}` in them are filled in.
+    distribution: the name under which pip knows it. variables: of its best mode on
+    a CPU; `{threads}`, `{last}` (the last of so many cores) and `{directory}` in
+    them are filled in.
     """
 
     name: str

@@ -116,7 +116,10 @@ SERVERS = {
         ),
         Server(
             "ray-serve-llm",
-            ("python", str(_ROOT / "benchmarks" / "ray_serve_llm.py"), "{model}", "{name}", "{port}", "{threads}", "{dtype}"),
+            (
+                "python", str(_ROOT / "benchmarks" / "ray_serve_llm.py"), "{model}", "{name}", "{port}", "{threads}",
+                "{dtype}",
+            ),
             _RAY,
             PEERS["vllm"],
         ),

@@ -32,13 +32,18 @@ _POOLING = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
 
 @dataclass(frozen=True)
 class Shape:
-    """One model: `config` is its config.json, `dtype` that of its file, `pooling` what its vectors are made by."""
+    """One model: `config` is its config.json, `dtype` that of its file, `pooling` what its vectors are made by.
+
+    special and template: tokens by their role, in the order of their ids, and how
+    a text and a pair of texts read; types: whether the model is told of token types.
+    """
 
     name: str
     like: str
     config: Mapping[str, Any] = field(default_factory=dict)
     special: Mapping[str, str] = field(default_factory=dict)
     template: tuple[str, str] = ("", "")
+    types: bool = False
     pooling: Literal["cls", "mean", "lasttoken"] | None = None
     dtype: torch.dtype = torch.float32
     task: Literal["embed", "score"] = "embed"
@@ -64,7 +69,7 @@ class Shape:
             _model(directory, self.dtype).save_pretrained(directory)
         # Over what this version of transformers made of it, which an older one of a peer's might not read.
         (directory / "config.json").write_text(json.dumps(self.config, indent=1), encoding="utf-8")
-        write_tokenizer(locate(MINILM), directory, self.special, *self.template, LONGEST)
+        write_tokenizer(locate(MINILM), directory, self.special, self.template, self.types, LONGEST)
         if self.pooling is not None:
             _write_modules(directory, self.pooling, int(self.config["hidden_size"]))
 
@@ -188,7 +193,8 @@ SHAPES = {
             _BERT,
             _BERT_TOKENS,
             ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
-            "cls",
+            types=True,
+            pooling="cls",
         ),
         Shape(
             "xlmr-reranker",
@@ -203,9 +209,9 @@ SHAPES = {
             "modernbert",
             "ModernBERT of 22 layers, 768 wide, as ModernBERT-base",
             _MODERNBERT,
-            {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+            _BERT_TOKENS,
             ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
-            "mean",
+            pooling="mean",
         ),
         Shape(
             "qwen3-0.6b",
@@ -213,8 +219,8 @@ SHAPES = {
             _QWEN3,
             {"pad": "<|endoftext|>", "eos": "<|im_end|>", "unk": "[UNK]"},
             ("$A <|im_end|> <|endoftext|>", "$A $B <|im_end|> <|endoftext|>"),
-            "lasttoken",
-            torch.bfloat16,
+            pooling="lasttoken",
+            dtype=torch.bfloat16,
         ),
     )
 }

@@ -8,9 +8,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 
 def write_tokenizer(
-    original: Path, directory: Path, special: Mapping[str, str], single: str, pair: str, longest: int
+    original: Path, directory: Path, special: Mapping[str, str], template: tuple[str, str], types: bool, longest: int
 ) -> None:
-    """special: tokens by their role, in the order of their ids from 0; single, pair: how a text and two of them read.
+    """special: tokens by their role, in the order of their ids from 0; template: how a text and two of them read;
+    types: whether the model is told which text of a pair a token is of.
 
     As many pieces as the original has, of which the last ones give way. Written as
     a plain fast tokenizer, whatever the family: every library reads that alike.
@@ -25,9 +26,16 @@ def write_tokenizer(
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(names)
     known = [(name, vocabulary[name]) for name in names]
+    single, pair = template
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=known)
     tokenizer.save(str(directory / "tokenizer.json"))
     tokens = {f"{role}_token": token for role, token in special.items()}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, **tokens}
+    names_of_inputs = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "model_input_names": names_of_inputs,
+        **tokens,
+    }
     for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", tokens)):
         (directory / name).write_text(json.dumps(content, indent=1), encoding="utf-8")

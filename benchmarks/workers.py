@@ -1,20 +1,22 @@
-"""The parent's side of offline_worker.py: a library with a model in a process of its own, stopped while others compute."""
+"""The parent's side of offline_worker.py: a library in a process of its own, stopped while others compute."""
 
+import contextlib
 import json
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 _WORKER = Path(__file__).with_name("offline_worker.py")
 _TICKS = os.sysconf("SC_CLK_TCK")
-# vLLM takes two minutes to start where nothing of it has been compiled or read before.
-ANSWER_S = 900.0
+# By what is asked. vLLM takes minutes to start where nothing of it was ever read; infinity never answers if its
+# model fails.
+_ANSWER_S = {"load": 600.0, "one": 120.0, "run": 1_800.0}
 
 
 class WorkerFailed(RuntimeError):
@@ -43,14 +45,14 @@ class Worker:
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         self.end()
 
-    def ask(self, answer_s: float = ANSWER_S, **message: Any) -> dict[str, Any]:
+    def ask(self, do: Literal["load", "one", "run"], **message: Any) -> dict[str, Any]:
         """Its answer to one message. Raises WorkerFailed."""
         self._signal(signal.SIGCONT)
         try:
             pipe = _open(self._process.stdin)
-            pipe.write(json.dumps(message).encode() + b"\n")
+            pipe.write(json.dumps({"do": do, **message}).encode() + b"\n")
             pipe.flush()
-            answer: dict[str, Any] = json.loads(self._line(answer_s))
+            answer: dict[str, Any] = json.loads(self._line(_ANSWER_S[do]))
         except (OSError, ValueError):
             self.end()
             raise WorkerFailed(f"it ended: {self._last_words()}") from None
@@ -77,10 +79,8 @@ class Worker:
             self._signal(signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what was written last had no reader any more
                 _open(pipe).close()
-            except BrokenPipeError:
-                pass  # what was written last had no reader any more
 
     def _line(self, answer_s: float) -> bytes:
         answers = _open(self._process.stdout)
@@ -101,7 +101,7 @@ class Worker:
                 continue
 
 
-def _processes_of(session: int) -> list[Sequence[str]]:
+def _processes_of(session: int) -> list[list[str]]:
     """The fields of /proc/PID/stat from the third on, and the PID, of every process of a session; none elsewhere."""
     found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
