@@ -111,7 +111,7 @@ class Comparison:
 
     def __init__(self, shape: Shape, args: argparse.Namespace, peak: Peak, directory: Path) -> None:
         self._shape, self._args, self._peak, self._directory = shape, args, peak, directory
-        self._texts = Texts.of(shape, args.sets, args.scale, args.sweep)
+        self._texts = Texts.of(shape, args.sets, args.scale * shape.scale, args.sweep)
         self._file = self._texts.written(shape, directory / f"{shape.name}.json")
         self._one = json.loads(self._file.read_text(encoding="utf-8"))["one"]
         self._workers: dict[Entrant, Worker] = {}

@@ -36,6 +36,7 @@ class Shape:
 
     special and template: tokens by their role, in the order of their ids, and how
     a text and a pair of texts read; types: whether the model is told of token types.
+    scale: how many of the texts it is asked, so that no model takes half of the day.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Shape:
     pooling: Literal["cls", "mean", "lasttoken"] | None = None
     dtype: torch.dtype = torch.float32
     task: Literal["embed", "score"] = "embed"
+    scale: float = 1.0
 
     def directory(self, models: Path = MODELS) -> Path:
         """Where its files are; they are written on first use."""
@@ -195,6 +197,7 @@ SHAPES = {
             ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
             types=True,
             pooling="cls",
+            scale=0.25,
         ),
         Shape(
             "xlmr-reranker",
@@ -204,6 +207,7 @@ SHAPES = {
             | {"cls": "<s>", "sep": "</s>"},
             ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
             task="score",
+            scale=0.5,
         ),
         Shape(
             "modernbert",
@@ -212,6 +216,7 @@ SHAPES = {
             _BERT_TOKENS,
             ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
             pooling="mean",
+            scale=0.25,
         ),
         Shape(
             "qwen3-0.6b",
@@ -221,6 +226,7 @@ SHAPES = {
             ("$A <|im_end|> <|endoftext|>", "$A $B <|im_end|> <|endoftext|>"),
             pooling="lasttoken",
             dtype=torch.bfloat16,
+            scale=0.125,
         ),
     )
 }
