@@ -79,13 +79,13 @@ class Texts:
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shape: Shape, names: Sequence[str], scale: float, sweep: bool) -> "Texts":
+    def of(cls, shape: Shape, directory: Path, names: Sequence[str], scale: float, sweep: bool) -> "Texts":
         """scale: how many of the texts are taken. sweep: also sets of texts that are all of one length."""
         sets = {name: _SETS[shape.task][name](max(16, int(scale * _COUNTS[shape.task][name]))) for name in names}
         if sweep and shape.task == "embed":
             for length in _LENGTHS:
                 sets[f"{length} tokens"] = texts.texts_of(length - 2, max(8, int(scale * _TOKENS) // length))
-        intake = Intake.load(ModelSpec(source=str(shape.directory())))
+        intake = Intake.load(ModelSpec(source=str(directory)))
         requests = {name: PoolingRequest(_flat(inputs)) for name, inputs in sets.items()}
         return cls(sets, {name: intake.tokenize(request).lengths for name, request in requests.items()})
 
@@ -111,14 +111,15 @@ class Comparison:
 
     def __init__(self, shape: Shape, args: argparse.Namespace, peak: Peak, directory: Path) -> None:
         self._shape, self._args, self._peak, self._directory = shape, args, peak, directory
-        self._texts = Texts.of(shape, args.sets, args.scale * shape.scale, args.sweep)
+        self._model = shape.directory()
+        self._texts = Texts.of(shape, self._model, args.sets, args.scale * shape.scale, args.sweep)
         self._file = self._texts.written(shape, directory / f"{shape.name}.json")
         self._one = json.loads(self._file.read_text(encoding="utf-8"))["one"]
         self._workers: dict[Entrant, Worker] = {}
         self.found = Found(shape.name, shape.like, shape.task)
 
     def run(self) -> Found:
-        flops = ModelFlops.count(AutoConfig.from_pretrained(self._shape.directory()))
+        flops = ModelFlops.count(AutoConfig.from_pretrained(self._model))
         for name, lengths in self._texts.lengths.items():
             self.found.describe(name, len(lengths), int(lengths.sum()), flops.of(lengths))
         try:
@@ -144,7 +145,7 @@ class Comparison:
 
     def _start(self, entrant: Entrant) -> None:
         """As often as asked for, each time in a new process; the last one stays. From the process to one answer."""
-        load = {"library": entrant.library, "model": str(self._shape.directory()), "task": self._shape.task}
+        load = {"library": entrant.library, "model": str(self._model), "task": self._shape.task}
         settings = {"dtype": entrant.dtype, "threads": self._args.threads, "sets": str(self._file)}
         for _ in range(self._args.starts):
             if entrant in self._workers:

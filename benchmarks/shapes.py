@@ -115,7 +115,7 @@ def _write_modules(directory: Path, pooling: str, dim: int) -> None:
 
 
 _BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-_BERT = {
+BERT = {
     "architectures": ["BertModel"],
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -130,7 +130,7 @@ _BERT = {
     "vocab_size": _VOCABULARY,
     "torch_dtype": "float32",
 }
-_XLMR = _BERT | {
+XLMR = BERT | {
     "architectures": ["XLMRobertaForSequenceClassification"],
     "model_type": "xlm-roberta",
     "id2label": {"0": "LABEL_0"},
@@ -142,7 +142,7 @@ _XLMR = _BERT | {
     "pad_token_id": 1,
     "eos_token_id": 2,
 }
-_MODERNBERT = {
+MODERNBERT = {
     "architectures": ["ModernBertModel"],
     "model_type": "modernbert",
     "hidden_activation": "gelu",
@@ -165,7 +165,7 @@ _MODERNBERT = {
     "vocab_size": _VOCABULARY,
     "torch_dtype": "float32",
 }
-_QWEN3 = {
+QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "hidden_act": "silu",
@@ -192,7 +192,7 @@ SHAPES = {
         Shape(
             "bge-base",
             "BERT of 12 layers, 768 wide, as bge-base-en-v1.5",
-            _BERT,
+            BERT,
             _BERT_TOKENS,
             ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
             types=True,
@@ -202,7 +202,7 @@ SHAPES = {
         Shape(
             "xlmr-reranker",
             "XLM-R of 12 layers, 768 wide, with one label, as bge-reranker-base",
-            _XLMR,
+            XLMR,
             {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
             | {"cls": "<s>", "sep": "</s>"},
             ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
@@ -212,7 +212,7 @@ SHAPES = {
         Shape(
             "modernbert",
             "ModernBERT of 22 layers, 768 wide, as ModernBERT-base",
-            _MODERNBERT,
+            MODERNBERT,
             _BERT_TOKENS,
             ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
             pooling="mean",
@@ -221,7 +221,7 @@ SHAPES = {
         Shape(
             "qwen3-0.6b",
             "Qwen3 of 28 layers, 1,024 wide, as Qwen3-Embedding-0.6B",
-            _QWEN3,
+            QWEN3,
             {"pad": "<|endoftext|>", "eos": "<|im_end|>", "unk": "[UNK]"},
             ("$A <|im_end|> <|endoftext|>", "$A $B <|im_end|> <|endoftext|>"),
             pooling="lasttoken",

@@ -42,6 +42,15 @@ def long_texts(count: int = 192) -> list[str]:
     return _texts(count, mean=335, sigma=0.4, cap=512, seed=2)
 
 
+def short_lengths(tokens: int, seed: int = 0) -> np.ndarray:
+    """Lengths as those of short_texts, of inputs that have so many tokens together."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    lengths = _lengths(draw.standard_normal(max(1, round(tokens / 54))) * 0.7, 54, 256).astype(np.int32)
+    kept = lengths[: np.searchsorted(np.cumsum(lengths), tokens, side="right")]
+    rest = tokens - int(kept.sum())
+    return np.append(kept, np.int32(rest)) if rest else kept
+
+
 def mixed_texts(count: int = 384) -> list[str]:
     """Half queries and sentences, half passages, in turn."""
     half = max(1, count // 2)

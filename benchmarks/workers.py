@@ -61,6 +61,10 @@ class Worker:
             raise WorkerFailed(str(answer["error"]))
         return answer
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def age_s(self) -> float:
         """Seconds since its process was started."""
         return time.perf_counter() - self._started
