@@ -120,7 +120,7 @@ async def _load(
 ) -> tuple[float, float, float]:
     """Texts per second and the milliseconds of a request, median and 99th percentile."""
     async with Client(url, name) as client:
-        await client.load(batches, clients, seconds / 4)  # caches
+        await client.load(batches, min(clients, 2), seconds / 4)  # caches
         seen = await client.load(batches, clients, seconds)
     return seen.texts_per_s, seen.quantile_ms(0.5), seen.quantile_ms(0.99)
 

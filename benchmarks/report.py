@@ -143,7 +143,7 @@ def _offline(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _http(args: argparse.Namespace, model: str) -> argparse.Namespace:
-    scope = ["--seconds=2", "--rounds=1"] if args.quick else ["--seconds=8", "--rounds=3"]
+    scope = ["--seconds=2", "--rounds=1", "--texts", "1", "16"] if args.quick else ["--seconds=8", "--rounds=3"]
     servers = [name for name in _SERVERS if name == "raypool" or name in args.peers]
     return http_grid.parser("").parse_args([*scope, "--model", model, "--servers", *servers])
 

@@ -57,6 +57,7 @@ class Worker:
             self.end()
             raise WorkerFailed(f"it ended: {self._last_words()}") from None
         self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # a signal takes its time
         if "error" in answer:
             raise WorkerFailed(str(answer["error"]))
         return answer
