@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,29 @@ def plot_throughput(models: Sequence[Found], file: Path) -> None:
 
 
 def plot_latency(grid: Grid, file: Path) -> None:
-    """A panel for each number of texts a request: median and 99th percentile over the texts per second they allow."""
+    """A panel for each number of texts a request: milliseconds over clients, the median whole, the 99th dotted."""
+    from matplotlib.ticker import LogLocator
+
     sizes = sorted({load.texts for load in grid.loads})
     figure, panels = _panels(len(sizes))
     for panel, size in zip(panels, sizes, strict=True):
-        for server in grid.servers():
-            clients = sorted({load.clients for load in grid.loads if (load.server, load.texts) == (server, size)})
-            rounds = [grid.rounds(server, count, size) for count in clients]
-            rates = [statistics.median(one.texts_per_s for one in loads) for loads in rounds]
-            for quantile, line in (("p50_ms", "-"), ("p99_ms", ":")):
-                values = [statistics.median(getattr(one, quantile) for one in loads) for loads in rounds]
-                label = server if line == "-" else f"{server}, p99"
-                panel.plot(rates, values, **_style(server) | {"linestyle": line}, label=label)
-        title = f"{size} text{'s' if size > 1 else ''} a request"
-        panel.set(title=title, xscale="log", yscale="log", xlabel="texts/s")
-    panels[0].set_ylabel("milliseconds of a request")
+        clients = sorted({load.clients for load in grid.loads if load.texts == size})
+        for server, (quantile, line) in product(grid.servers(), (("p50_ms", "-"), ("p99_ms", ":"))):
+            rounds = {count: grid.rounds(server, count, size) for count in clients}
+            points = [
+                (count, statistics.median(getattr(one, quantile) for one in loads))
+                for count, loads in rounds.items()
+                if loads
+            ]
+            label = server if line == "-" else "_"  # which matplotlib leaves out of the legend
+            if points:
+                panel.plot(*zip(*points, strict=True), **_style(server) | {"linestyle": line}, label=label)
+        panel.set(title=f"{size} text{'s' if size > 1 else ''} a request", xscale="log", yscale="log", xlabel="clients")
+        panel.set_xticks(clients, [str(count) for count in clients])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.minorticks_off()
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    panels[0].set_ylabel("ms: median, 99th dotted")
     _save(figure, panels, file)
 
 
