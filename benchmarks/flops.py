@@ -15,7 +15,8 @@ _LENGTHS = (32, 64, 128)
 class ModelFlops:
     """An input of n tokens takes `a_token * n + a_pair * n**2` operations, a multiply-add counted as two.
 
-    A sliding window is not taken off: a model that has one needs less than is counted.
+    A sliding window is not taken off, nor what a causal model does not look at:
+    such a model needs less than is counted.
     """
 
     a_token: float

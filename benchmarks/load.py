@@ -14,11 +14,12 @@ class OtherLoad:
     def __init__(self) -> None:
         self._start = self._now()
 
-    def cores(self) -> float | None:
+    def cores(self, measured_s: float | None = None) -> float | None:
+        """measured_s: seconds that the processes which are measured computed; None: this process is."""
         if self._start is None or (now := self._now()) is None:
             return None
         elapsed, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
-        return max(busy - own, 0.0) / elapsed
+        return max(busy - (own if measured_s is None else own + measured_s), 0.0) / elapsed
 
     @staticmethod
     def _now() -> tuple[float, float, float] | None:

@@ -3,6 +3,7 @@
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,11 +17,14 @@ class Peak:
     """Measures a little at a time, beside what it is compared with, so that other load falls on both.
 
     `rates` has, for each size, the operations per second of each measurement.
+    sizes: (tokens, in, out) of each product; None: those that suit the device.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, sizes: Sequence[tuple[int, int, int]] | None = None
+    ) -> None:
         self._device = device
-        sizes = _CUDA_SIZES if device.type == "cuda" else _CPU_SIZES
+        sizes = sizes or (_CUDA_SIZES if device.type == "cuda" else _CPU_SIZES)
         self.rates: dict[tuple[int, int, int], list[float]] = {size: [] for size in sizes}
         self._linears = {size: nn.Linear(size[1], size[2], device=device, dtype=dtype) for size in sizes}
         self._rows = {size: torch.randn(size[0], size[1], device=device, dtype=dtype) for size in sizes}

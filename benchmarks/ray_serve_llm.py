@@ -1,6 +1,6 @@
 """Serves a model with Ray Serve LLM over vLLM on the CPU, as its documentation says: run by the peer's own Python.
 
-python ray_serve_llm.py MODEL NAME PORT THREADS
+python ray_serve_llm.py MODEL NAME PORT THREADS DTYPE
 """
 
 import signal
@@ -12,7 +12,7 @@ from ray.serve.llm import LLMConfig, build_openai_app
 
 
 def main() -> None:
-    model, name, port, threads = sys.argv[1:]
+    model, name, port, threads, dtype = sys.argv[1:]
     # More CPUs than there are, in name only: the replica and its ingress each reserve some.
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=True)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
@@ -20,7 +20,7 @@ def main() -> None:
         model_loading_config={"model_id": name, "model_source": model},
         engine_kwargs={
             "runner": "pooling",
-            "dtype": "bfloat16",
+            "dtype": dtype,
             "enforce_eager": True,
             "distributed_executor_backend": "mp",
         },

@@ -20,11 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: make the packages beside this directory importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.http_client import Client, Seen
+from benchmarks.machine import machine_dtype
 from benchmarks.servers import SERVERS, Server
 from benchmarks.texts import short_texts, texts_of
 from pooling.loading.source import locate
@@ -98,19 +100,19 @@ def _texts() -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
     )
 
 
-def engine_alone(source: str, threads: int, seconds: float) -> float:
+def engine_alone(source: str, dtype: Any, threads: int, seconds: float) -> float:
     """Texts per second of `LLM.embed` with the same texts, 256 a call, in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_engine_rate, source, threads, seconds).result()
+        return process.submit(_engine_rate, source, dtype, threads, seconds).result()
 
 
-def _engine_rate(source: str, threads: int, seconds: float) -> float:
+def _engine_rate(source: str, dtype: Any, threads: int, seconds: float) -> float:
     import torch
 
     from pooling import LLM
 
     torch.set_num_threads(threads)
-    llm, bulk = LLM(source, task="embed", dtype="bfloat16"), _texts()[2]
+    llm, bulk = LLM(source, task="embed", dtype=dtype), _texts()[2]
     llm.embed(bulk[0], use_tqdm=False)
     start, texts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
@@ -126,22 +128,22 @@ def main() -> None:
         first = number % len(args.servers)
         for name in args.servers[first:] + args.servers[:first]:
             print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
-            found[name].append(_measure(SERVERS[name], model, args.threads, args.seconds))
-        found["engine"].append({ALONE: engine_alone(args.model, args.threads, 2 * args.seconds)})
+            found[name].append(_measure(SERVERS[name], model, args))
+        found["engine"].append({ALONE: engine_alone(args.model, args.dtype, args.threads, 2 * args.seconds)})
     _print(found, args.servers)
     if args.json:
         _write(args.json, found)
 
 
-def _measure(server: Server, model: Path, threads: int, seconds: float) -> Found:
+def _measure(server: Server, model: Path, args: argparse.Namespace) -> Found:
     async def answers(url: str) -> bool:
         async with Client(url, server.model_name) as client:
             return await client.answers()
 
     start = time.perf_counter()
-    with server.running(model, threads, lambda url: asyncio.run(answers(url))) as url:
+    with server.running(model, args.dtype, args.threads, lambda url: asyncio.run(answers(url))) as url:
         started = time.perf_counter() - start
-        return {**asyncio.run(under_load(url, server.model_name, seconds)), START: started}
+        return {**asyncio.run(under_load(url, server.model_name, args.seconds)), START: started}
 
 
 def _print(found: dict[str, list[Found]], servers: Sequence[str]) -> None:
@@ -181,6 +183,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load; twice as long with the bulk")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="that a peer's engine uses")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=machine_dtype(), help="of every server")
     parser.add_argument("--json", metavar="FILE", help="write every round's figures there")
     args = parser.parse_args()
     for name in args.servers:

@@ -21,7 +21,7 @@ _START_S = 300.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server as one command; `{port}`, `{model}` and `{threads}` in it are filled in.
+    """A server as one command; `{port}`, `{model}`, `{dtype}` and `{threads}` in it are filled in.
 
     peer: the environment that it runs in; None is ours.
     """
@@ -36,12 +36,13 @@ class Server:
         return _MODEL
 
     @contextmanager
-    def running(self, model: Path, threads: int, ready: Callable[[str], bool]) -> Iterator[str]:
+    def running(self, model: Path, dtype: str, threads: int, ready: Callable[[str], bool]) -> Iterator[str]:
         """Its address, once it answers. Raises RuntimeError with the end of its log if it never does."""
         port = _free_port()
-        filled = [part.format(port=port, model=model, threads=threads, name=_MODEL) for part in self.command]
-        environment = self.peer.environment() if self.peer else {**os.environ, "PYTHONPATH": str(_ROOT)}
-        environment |= {name: value.format(threads=threads) for name, value in self.variables.items()}
+        values = {"port": port, "model": model, "dtype": dtype, "threads": threads, "name": _MODEL}
+        filled = [part.format(**values) for part in self.command]
+        environment = self.peer.environment(threads) if self.peer else {**os.environ, "PYTHONPATH": str(_ROOT)}
+        environment |= self.variables
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 filled, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir(),
@@ -84,14 +85,6 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-_VLLM = {
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_CPU_OMP_THREADS_BIND": "0-1",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "OMP_NUM_THREADS": "{threads}",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -107,7 +100,7 @@ SERVERS = {
             "raypool",
             (
                 str(Path(sys.executable).with_name("raypool")), "serve", "{model}", "--served-model-name", "{name}",
-                "--dtype", "bfloat16", "--port", "{port}",
+                "--dtype", "{dtype}", "--port", "{port}",
             ),
             {"RAY_USAGE_STATS_ENABLED": "0"},
         ),
@@ -116,25 +109,28 @@ SERVERS = {
             "vllm",
             (
                 "vllm", "serve", "{model}", "--served-model-name", "{name}", "--runner", "pooling", "--dtype",
-                "bfloat16", "--enforce-eager", "--host", "127.0.0.1", "--port", "{port}",
+                "{dtype}", "--enforce-eager", "--host", "127.0.0.1", "--port", "{port}",
             ),
-            _VLLM,
+            {},
             PEERS["vllm"],
         ),
         Server(
             "ray-serve-llm",
-            ("python", str(_ROOT / "benchmarks" / "ray_serve_llm.py"), "{model}", "{name}", "{port}", "{threads}"),
-            _VLLM | _RAY,
+            (
+                "python", str(_ROOT / "benchmarks" / "ray_serve_llm.py"), "{model}", "{name}", "{port}", "{threads}",
+                "{dtype}",
+            ),
+            _RAY,
             PEERS["vllm"],
         ),
         Server(
             "infinity",
             (
                 "infinity_emb", "v2", "--model-id", "{model}", "--served-model-name", "{name}", "--engine", "torch",
-                "--device", "cpu", "--dtype", "bfloat16", "--no-bettertransformer", "--batch-size", "32", "--host",
+                "--device", "cpu", "--dtype", "{dtype}", "--no-bettertransformer", "--batch-size", "32", "--host",
                 "127.0.0.1", "--port", "{port}", "--url-prefix", "/v1",
             ),
-            {"OMP_NUM_THREADS": "{threads}", "DO_NOT_TRACK": "1"},
+            {},
             PEERS["infinity"],
         ),
     )

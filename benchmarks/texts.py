@@ -25,6 +25,11 @@ _FREQUENT = (
 )
 _WORDS = _FREQUENT.split()
 _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+_QUERY_WORDS, _DOCUMENTS = 8, 16
+_AROUND_PAIR = _QUERY_WORDS + 2  # of a pair, what a text alone does not have: <s> query </s> </s> document </s>
+
+# A query and the documents that are scored with it.
+Group = tuple[str, list[str]]
 
 
 def short_texts(count: int = 1_024) -> list[str]:
@@ -37,10 +42,47 @@ def long_texts(count: int = 192) -> list[str]:
     return _texts(count, mean=335, sigma=0.4, cap=512, seed=2)
 
 
+def short_lengths(tokens: int, seed: int = 0) -> np.ndarray:
+    """Lengths as those of short_texts, of inputs that have so many tokens together."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    lengths = _lengths(draw.standard_normal(max(1, round(tokens / 54))) * 0.7, 54, 256).astype(np.int32)
+    kept = lengths[: np.searchsorted(np.cumsum(lengths), tokens, side="right")]
+    rest = tokens - int(kept.sum())
+    return np.append(kept, np.int32(rest)) if rest else kept
+
+
+def mixed_texts(count: int = 384) -> list[str]:
+    """Half queries and sentences, half passages, in turn."""
+    half = max(1, count // 2)
+    return [text for pair in zip(short_texts(half), long_texts(half), strict=True) for text in pair]
+
+
+def short_groups(pairs: int = 512) -> list[Group]:
+    """Queries of 8 words, each with 16 documents: a pair has 54 tokens in XLM-R's form on average, at most 256."""
+    return _groups(_texts(pairs, mean=54 - _AROUND_PAIR, sigma=0.7, cap=256 - _AROUND_PAIR, seed=3))
+
+
+def long_groups(pairs: int = 96) -> list[Group]:
+    """The same with passages: a pair has 335 tokens on average, at most 512."""
+    return _groups(_texts(pairs, mean=335 - _AROUND_PAIR, sigma=0.4, cap=512 - _AROUND_PAIR, seed=4))
+
+
+def mixed_groups(pairs: int = 192) -> list[Group]:
+    """Half of the queries with sentences, half with passages, in turn."""
+    half = max(1, pairs // 2)
+    return [group for both in zip(short_groups(half), long_groups(half), strict=True) for group in both]
+
+
 def texts_of(words: int, count: int) -> list[str]:
     """Texts of so many words each, all different."""
     draw = np.random.Generator(np.random.PCG64(words))
     return [_text(draw.integers(0, len(_WORDS), words)) for _ in range(count)]
+
+
+def _groups(documents: list[str]) -> list[Group]:
+    starts = range(0, len(documents), _DOCUMENTS)
+    queries = texts_of(_QUERY_WORDS, len(starts))
+    return [(query, documents[start : start + _DOCUMENTS]) for query, start in zip(queries, starts, strict=True)]
 
 
 def _texts(count: int, mean: int, sigma: float, cap: int, seed: int) -> list[str]:
