@@ -171,7 +171,7 @@ class PackedForward:
         media: Media | None = None,
     ) -> StepInput:
         ends = np.cumsum(lengths, dtype=np.int64)
-        places = _places(lengths)
+        places = places_of(lengths)
         positions = places if self._counted_from is None else self._positions(ids, ends - lengths, lengths)
         cu_seqlens = None
         if self._device.type == "cuda":
@@ -237,7 +237,7 @@ class PaddedForward:
     ) -> StepInput:
         sizes = tuple(lengths.tolist())
         tokens = self.to_device(ids.astype(np.int64)[None])
-        types = None if second is None else self.to_device(_types(_places(lengths), lengths, second)[None])
+        types = None if second is None else self.to_device(_types(places_of(lengths), lengths, second)[None])
         seen = None if attended is None else tuple(attended.tolist())
         lengths_there = self.to_device(lengths.astype(np.int64))
         return StepInput(tokens, tokens, lengths_there, sizes, Packing.of(sizes), types, seen)
@@ -303,7 +303,7 @@ def _keywords(model: PreTrainedModel) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def _places(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+def places_of(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
     """Of each token, which one of its input it is."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.arange(ends[-1], dtype=np.int64) - np.repeat(ends - lengths, lengths)

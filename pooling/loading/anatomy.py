@@ -30,6 +30,7 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("LMHeadModel", "embedder"),
     ("ForTextEncoding", "embedder"),
     ("T5ForConditionalGeneration", "embedder"),  # its encoder
+    ("VLForConditionalGeneration", "embedder"),
 )
 # The token behind each step of a solution, of which Qwen2.5-Math-PRM was trained to judge the step; its `<extra_0>`.
 _QWEN_STEP_TAG = 151_651

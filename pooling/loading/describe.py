@@ -1,6 +1,6 @@
 """describe(): a ModelSpec and the model's small files -> ModelCard, without reading a weight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -27,7 +27,16 @@ from pooling.parallel.plans import obstacle_to, sizes_of
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
-_VISION_ARCHITECTURES = ("CLIPModel", "SiglipModel", "ViTForImageClassification")
+_VISION_ARCHITECTURES = (
+    "CLIPModel",
+    "SiglipModel",
+    "ViTForImageClassification",
+    *(
+        f"{name}{head}"
+        for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+        for head in ("Model", "ForConditionalGeneration")
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +84,11 @@ def _describe(spec: ModelSpec) -> Description:
     scorer, template = scorer_of(spec, config, files)
     anatomy = anatomy_of(config, scorer, splade=files.splade is not None)
     if not anatomy.labels:
-        _refuse_template(spec, files)
+        _refuse_template(spec, files, family)
     refuse_own_code(anatomy.architecture, config)
     stack = stack_of(config, family)
-    vision = _vision(spec, config, family, anatomy)
-    dim = _dim(config, anatomy, files)
+    vision = _vision(spec, config, family, anatomy, messages=files.messages is not None)
+    dim = _dim(config, stack, anatomy, files)
     layers = token_layers(files.backbone)
     facts = Facts(spec, stack, anatomy, family, files, dim, layers)
     poolers, scoring = resolve(facts)
@@ -127,7 +136,7 @@ def _refuse_split(spec: ModelSpec, config: PreTrainedConfig, family: Family) -> 
         raise ConfigError(f"{spec.served_name}: tensor_parallel_size is {size}, but {reason}")
 
 
-def _dim(config: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
+def _dim(config: PreTrainedConfig, stack: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
     if anatomy.kind == "colbert" and files.layers:
         raise CheckpointError(
             "an HF_ColBERT has its layer beside its weights; modules.json lists others, which is refused"
@@ -139,8 +148,8 @@ def _dim(config: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformers
     own = next((size for name in names if (size := getattr(config, name, None))), None)
     if own is None and config.model_type == "siglip":
         own = config.text_config.projection_size
-    own = own or config.hidden_size
-    return width_after(files.layers, int(config.vocab_size if anatomy.kind == "masked_lm" else own))
+    own = own or stack.hidden_size
+    return width_after(files.layers, int(stack.vocab_size if anatomy.kind == "masked_lm" else own))
 
 
 def _markers(files: SentenceTransformersFiles) -> tuple[str, ...]:
@@ -157,19 +166,21 @@ def _overridden(config: PreTrainedConfig, spec: ModelSpec) -> PreTrainedConfig:
     return config
 
 
-def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles) -> None:
+def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles, family: Family) -> None:
     """An embedding model reads texts as they are."""
     given = next((name for name in ("chat_template", "instruction") if getattr(spec, name) is not None), None)
     if given is not None:
         raise ConfigError(f"{spec.served_name}: {given} is for models that read a pair of texts together")
-    if files.messages is not None:
+    if files.messages is not None and family.vision != "decoder":
         raise CheckpointError(
             "Sentence Transformers renders this model's texts as chat messages (modality_config has message), which is "
-            "supported for models that score a pair"
+            "supported for models that score a pair, and for those that read images among texts"
         )
 
 
-def _vision(spec: ModelSpec, config: PreTrainedConfig, family: Family, anatomy: Anatomy) -> Vision | None:
+def _vision(
+    spec: ModelSpec, config: PreTrainedConfig, family: Family, anatomy: Anatomy, messages: bool
+) -> Vision | None:
     vision = vision_of(config, family, spec)
     if vision is None:
         return None
@@ -181,7 +192,7 @@ def _vision(spec: ModelSpec, config: PreTrainedConfig, family: Family, anatomy: 
         raise ConfigError(
             f"{spec.served_name}: enable_chunked_processing is for models that read text alone; {name} takes images"
         )
-    return vision
+    return replace(vision, messages=messages)
 
 
 def _max_model_len(

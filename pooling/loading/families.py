@@ -49,6 +49,7 @@ _PADDED_DECODER = Family(packed=False, pooling_type="LAST")
 # Their text layers go through the attention interface; images all have one size, so nothing is padded.
 _TOWERS = Family(packed=True, pooling_type="MODEL", vision="towers")
 _IMAGES = Family(packed=False, pooling_type="MODEL", vision="images")
+_VISION_DECODER = Family(packed=True, pooling_type="LAST", vision="decoder")
 
 FAMILIES: dict[str, Family] = {
     "bert": _ENCODER,
@@ -97,6 +98,9 @@ FAMILIES: dict[str, Family] = {
     "clip": _TOWERS,
     "siglip": _TOWERS,
     "vit": _IMAGES,
+    "qwen2_vl": _VISION_DECODER,
+    "qwen2_5_vl": _VISION_DECODER,
+    "qwen3_vl": _VISION_DECODER,
 }
 
 # Families that transformers has under another name; their own code does no more than set these values.

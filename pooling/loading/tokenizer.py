@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pooling.errors import CheckpointError
 from pooling.loading.chat_template import ChatTemplate
+from pooling.loading.files import read_json
 from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
@@ -235,10 +236,23 @@ class TextTokenizer:
 
 def _read(directory: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    template = _processor_template(directory)
+    if template is not None:
+        tokenizer.chat_template = template
     if not tokenizer.is_fast and (directory / "tokenizer.json").exists():
         # SigLIP's class reads a SentencePiece file only; the same vocabulary and rules are in tokenizer.json.
         return PreTrainedTokenizerFast.from_pretrained(directory)
     return tokenizer
+
+
+def _processor_template(directory: Path) -> str | None:
+    """Of a model that reads images, which may have another than its tokenizer."""
+    for name in ("chat_template.json", "processor_config.json"):
+        if (directory / name).exists():
+            template = read_json(directory / name).get("chat_template")
+            if template is not None:
+                return str(template)
+    return None
 
 
 def _register(tokenizer: Any, markers: tuple[str, ...]) -> None:

@@ -18,6 +18,12 @@ class Vision:
     processed image, None where that differs from image to image. tokens: of an
     image, None where that differs. token_id: what stands in ids for each of them.
     fill_to: so many tokens texts are filled up to; None: not at all.
+
+    Of a decoder: merge: patches to a token, along each side of an image. patch:
+    numbers of a patch. by_place: whether tokens are numbered by their place in an
+    image. row: numbers of an image token that is embedded already, made of
+    row_parts: one for the input, others for the first layers. messages: whether a
+    text alone is read as a message too.
     """
 
     kind: VisionKind
@@ -26,6 +32,12 @@ class Vision:
     tokens: int | None = None
     token_id: int = 0
     fill_to: int | None = None
+    merge: int = 1
+    patch: int | None = None
+    by_place: bool = False
+    row: int = 0
+    row_parts: int = 1
+    messages: bool = False
 
     def __str__(self) -> str:
         """In words: `images alone, 197 tokens each`."""
@@ -42,6 +54,8 @@ def vision_of(config: PreTrainedConfig, family: Family, spec: ModelSpec) -> Visi
     if family.vision is None:
         return None
     most = spec.limit_mm_per_prompt["image"]
+    if family.vision == "decoder":
+        return _decoder(config, most)
     part: Any = getattr(config, "vision_config", config)
     side = int(part.image_size)
     patches = (side // int(part.patch_size)) ** 2
@@ -51,6 +65,21 @@ def vision_of(config: PreTrainedConfig, family: Family, spec: ModelSpec) -> Visi
     siglip = config.model_type == "siglip"
     fill_to = int(config.text_config.max_position_embeddings) if siglip else None
     return Vision(family.vision, min(most, 1), shape, patches + (not siglip), fill_to=fill_to)
+
+
+def _decoder(config: Any, most: int) -> Vision:
+    part = config.vision_config
+    parts = 1 + len(getattr(part, "deepstack_visual_indexes", ()))
+    return Vision(
+        "decoder",
+        most,
+        token_id=int(config.image_token_id),
+        merge=int(part.spatial_merge_size),
+        patch=int(part.in_channels) * int(part.temporal_patch_size) * int(part.patch_size) ** 2,
+        by_place=True,
+        row=int(config.text_config.hidden_size) * parts,
+        row_parts=parts,
+    )
 
 
 def stack_of(config: PreTrainedConfig, family: Family) -> Any:

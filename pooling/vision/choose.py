@@ -12,7 +12,8 @@ from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
 from pooling.prepacked import prepack
-from pooling.vision.check import check_rows
+from pooling.vision.check import check_images
+from pooling.vision.decoder import DecoderForward
 from pooling.vision.towers import ImagesForward, TowersForward
 
 log = logging.getLogger("raypool")
@@ -26,16 +27,20 @@ def choose_vision_forward(
     assert vision is not None
     reason = None if vision.kind == "images" else obstacle(description, dtype, device)
     if reason is not None:
-        log.warning("%s: running texts padded, which is slower: %s", description.card.name, reason)
+        how = "texts padded" if vision.kind == "towers" else "inputs one by one"
+        log.warning("%s: running %s, which is slower: %s", description.card.name, how, reason)
     attention = NAME if reason is None and vision.kind != "images" else "sdpa"
     loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device)
     if device.type == "cpu" and dtype == torch.bfloat16:
         prepack(loaded.backbone, max_batch_tokens)
+    forward: ImagesForward | DecoderForward
     if vision.kind == "images":
         forward = ImagesForward(loaded.backbone, device)
-    else:
+    elif vision.kind == "towers":
         forward = TowersForward(loaded.backbone, device, packed=reason is None)
-    reason = check_rows(forward, description, dtype)
+    else:
+        forward = DecoderForward(loaded.backbone, device, vision, packed=reason is None)
+    reason = check_images(forward, description, dtype)
     if reason is not None:
         raise CheckpointError(f"a {description.card.model_type} model cannot be served in batches: {reason}")
     return forward, loaded.heads

@@ -1,15 +1,15 @@
-"""MediaIntake: inputs with images -> TokenizedInput; here, and in judge.py, images are judged."""
+"""MediaIntake: inputs with images -> TokenizedInput; TowersIntake reads those of a model that reads one at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pooling.errors import InvalidRequest
 from pooling.loading.card import ModelCard
 from pooling.media import Content, Conversation, Image, ImageEmbeds, ImagePrompt, Picture
-from pooling.request import TokenizedInput
+from pooling.request import PoolingRequest, TokenizedInput
 from pooling.vision.reader import ImageReader
 
 MEDIA = frozenset((Image, ImageEmbeds, ImagePrompt, Content, Conversation))
@@ -26,6 +26,21 @@ class Place:
         return f" (input {self.number} of {self.count})" if self.count > 1 else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the inputs of a request are read. prompt: what is put before each. limit: to how many tokens they are cut."""
+
+    request: PoolingRequest
+    prompt: str
+    limit: int | None
+
+
+class MediaIntake(Protocol):
+    """Reads inputs that may have images: a text, for whoever reads texts, or the ids with the images among them."""
+
+    def read(self, item: Any, place: Place, reading: Reading) -> str | TokenizedInput: ...
+
+
 class TowersIntake:
     """Of a model that reads a text or an image: an image is an input by itself."""
 
@@ -33,7 +48,7 @@ class TowersIntake:
         assert card.vision is not None
         self._card, self._vision, self._reader = card, card.vision, reader
 
-    def read(self, item: Any, place: Place) -> str | TokenizedInput:
+    def read(self, item: Any, place: Place, reading: Reading) -> str | TokenizedInput:
         """A text, for whoever reads texts, or an image."""
         parts = [part for part in _parts(item, place) if part != ""]
         texts = [part for part in parts if isinstance(part, str)]

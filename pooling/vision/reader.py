@@ -57,12 +57,25 @@ class ImageReader:
                 f"the model's processor refuses an image of {image.width}x{image.height} pixels: {reason}", "image"
             ) from None
         pixels = np.ascontiguousarray(made["pixel_values"], np.float32)
-        assert self._vision.tokens is not None
-        return ProcessedImage(image.key, pixels, self._vision.tokens)
+        if self._vision.tokens is not None:
+            return ProcessedImage(image.key, pixels, self._vision.tokens)
+        grid = tuple(int(size) for size in made["image_grid_thw"][0])
+        return ProcessedImage(image.key, pixels, int(np.prod(grid)) // self._vision.merge**2, grid)
 
     def _check(self) -> None:
-        shape = self._process(Image.of(np.zeros((48, 64, 3), np.uint8))).pixels.shape
-        if self._vision.shape is not None and shape != self._vision.shape:
+        """Whether it makes what the model reads; it would fail at the first request, and all who share its step."""
+        vision = self._vision
+        try:
+            image = self._process(Image.of(np.zeros((48, 64, 3), np.uint8)))
+        except (InvalidRequest, KeyError) as error:
+            raise CheckpointError(f"the model's image processor fails: {error}") from None
+        shape = image.pixels.shape
+        if vision.shape is not None and shape != vision.shape:
             raise CheckpointError(
-                f"{_FILES[0]} makes images of {list(shape[1:])}, but the model reads {list(self._vision.shape[1:])}"
+                f"{_FILES[0]} makes images of {list(shape[1:])}, but the model reads {list(vision.shape[1:])}"
+            )
+        if vision.patch is not None and (shape[1:] != (vision.patch,) or any(n % vision.merge for n in image.grid[1:])):
+            raise CheckpointError(
+                f"{_FILES[0]} makes patches of {shape[-1]} numbers in a grid of {list(image.grid)}; the model's have "
+                f"{vision.patch}, and it merges {vision.merge} of them along each side"
             )

@@ -20,6 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from tests.checkpoints.vision_decoders import BUILDS
 from tests.checkpoints.writing import sharpen
 from tests.vocabularies import as_transformers, byte_bpe
 
@@ -127,4 +128,5 @@ TOWERS = {
     )
 }
 CLASSIFIERS = {"vit": VisionCheckpoint("vit", _vit)}
-WITH_IMAGES = TOWERS | CLASSIFIERS
+DECODERS = {name: VisionCheckpoint(name, build) for name, build in BUILDS.items()}
+WITH_IMAGES = TOWERS | CLASSIFIERS | DECODERS
