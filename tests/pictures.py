@@ -1,37 +1,16 @@
-"""Pictures that the tests draw, good and bad, as the bytes that a client would send."""
-
-import base64
-import io
-import struct
-import zlib
-from typing import Any
+"""Pictures that stretch an engine: of every shape, smooth enough that resizing keeps something of them."""
 
 import numpy as np
-from PIL import Image as Pillow
+from PIL import Image
+
+_SIZES = [(32, 32), (48, 64), (100, 37), (17, 90), (64, 48), (200, 200), (5, 7)]
 
 
-def drawn(seed: int = 0, width: int = 40, height: int = 30) -> Pillow.Image:
-    """A picture unlike those of other seeds, smooth enough that JPEG keeps it."""
-    corners = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return Pillow.fromarray(corners).resize((width, height), Pillow.Resampling.BILINEAR)
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    draw = np.random.default_rng(seed)
+    coarse = draw.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(picture: Pillow.Image, kind: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def data_uri(data: bytes, said: str = "image/png") -> str:
-    return f"data:{said};base64,{base64.b64encode(data).decode()}"
-
-
-def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
-    """A PNG of a few kilobytes whose header promises 900 million pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(100_000))
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def pictures() -> list[Image.Image]:
+    return [picture(width, height, seed) for seed, (width, height) in enumerate(_SIZES)]

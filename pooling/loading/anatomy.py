@@ -11,12 +11,15 @@ from pooling.loading.scorer import Scorer
 # embedder: layers alone. classifier and token_classifier: a head of transformers' own class. reward: two linear
 # layers over every token, of which transformers has no class. masked_lm: transformers' head, which SPLADE reads.
 # colbert: one linear layer over every token, in the same file as the layers. scorer: rows of a causal language model's
-# output layer.
-Kind = Literal["embedder", "classifier", "token_classifier", "reward", "masked_lm", "colbert", "scorer"]
+# output layer. image_classifier: a linear layer over what an image's first token says.
+Kind = Literal[
+    "embedder", "classifier", "token_classifier", "image_classifier", "reward", "masked_lm", "colbert", "scorer"
+]
 
 _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "classifier"),
     ("ForTokenClassification", "token_classifier"),
+    ("ViTForImageClassification", "image_classifier"),
     ("Qwen2ForRewardModel", "reward"),
     ("Qwen2ForProcessRewardModel", "reward"),
     ("HF_ColBERT", "colbert"),
@@ -27,6 +30,7 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("LMHeadModel", "embedder"),
     ("ForTextEncoding", "embedder"),
     ("T5ForConditionalGeneration", "embedder"),  # its encoder
+    ("VLForConditionalGeneration", "embedder"),
 )
 # The token behind each step of a solution, of which Qwen2.5-Math-PRM was trained to judge the step; its `<extra_0>`.
 _QWEN_STEP_TAG = 151_651

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from pooling.attention import NAME
 from pooling.errors import CheckpointError
 from pooling.heads import Head
 from pooling.heads.scorer import ScorerHead, narrow
@@ -53,7 +54,7 @@ def load_model(
     unknown to the model's architecture.
     """
     config = description.config
-    config._attn_implementation = attention
+    _set_attention(description, attention)
     whole = _SKELETONS[description.anatomy.kind](description)
     scorer = description.anatomy.scorer
     output_layer = remove_output_layer(whole) if scorer is not None else ""
@@ -95,8 +96,19 @@ def load_model(
     if description.anatomy.kind == "masked_lm":
         vocabulary = TransformersHead(whole, int(config.vocab_size))
         return LoadedModel(vocabulary.backbone, {"masked_lm": vocabulary})
+    if description.anatomy.kind == "image_classifier":
+        return LoadedModel(_backbone_of(whole), {"classifier": whole.classifier})
     head = TransformersHead(whole, len(description.anatomy.labels))
     return LoadedModel(head.backbone, {"classifier": head})
+
+
+def _set_attention(description: Description, attention: str) -> None:
+    """Of a model with a vision part, that keeps torch's own: its images are not packed by us."""
+    config = description.config
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if part is not None:
+            part._attn_implementation = "sdpa" if attention == NAME else attention
+    description.stack._attn_implementation = attention
 
 
 def _read(
@@ -197,6 +209,7 @@ _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "embedder": _backbone,
     "classifier": _with_head,
     "token_classifier": _with_head,
+    "image_classifier": _with_head,
     "reward": _with_reward,
     "masked_lm": _with_head,
     "colbert": _with_colbert,

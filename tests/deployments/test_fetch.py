@@ -15,7 +15,7 @@ from deployments.fetch import Fetcher
 from deployments.media import MediaConfig
 from pooling.config import parse_settings
 from pooling.errors import ConfigError, FetchFailed, FetchRefused, ImageTooLarge, PoolingError
-from tests.pictures import drawn, encoded
+from tests.encoded import drawn, encoded
 
 PNG = encoded(drawn())
 # What 127.0.0.1 is to the tests, whose server can be nowhere else: the open internet.

@@ -21,7 +21,7 @@ from pooling.errors import (
 )
 from pooling.images import ImageLimits, decode_data_uri, decode_image
 from pooling.media import Image
-from tests.pictures import bomb, data_uri, drawn, encoded
+from tests.encoded import bomb, data_uri, drawn, encoded
 
 LIMITS = ImageLimits()
 
@@ -155,7 +155,7 @@ def test_no_warning_of_pillow_escapes() -> None:
     """In a process that makes errors of warnings, as it starts: the filters of this one are pytest's."""
     program = (
         "from pooling.images import ImageLimits, decode_image\n"
-        "from tests.pictures import encoded, drawn\n"
+        "from tests.encoded import encoded, drawn\n"
         "import PIL.Image\n"
         "PIL.Image.MAX_IMAGE_PIXELS = 700\n"  # so that 1,200 are ones to warn of
         "print(decode_image(encoded(drawn()), ImageLimits()).width)"
