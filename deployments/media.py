@@ -1,6 +1,7 @@
-"""MediaConfig: what the service takes of images, and from where it fetches them."""
+"""MediaConfig: what the service takes of images, and from where it fetches them; SentImage: one that a client sends."""
 
 import re
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -35,3 +36,18 @@ class MediaConfig(ImageLimits):
                     "*.example.com or images.example.com:8443, without a scheme or a path"
                 )
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class SentImage:
+    """An image as a client sends it: by URL, or embedded already.
+
+    Until ServedModel reads a request, it stands where the image will: a queue of
+    requests would otherwise hold pictures that take a hundred times as much.
+    url: http, https or data; '' for base64 of `rows`, and of their `grid` where
+    they have one, as read_embeds() takes them.
+    """
+
+    url: str
+    rows: str = ""
+    grid: str | None = None

@@ -1,4 +1,7 @@
-"""What a body asks to be read, as inputs of its model: texts and ids as they are, conversations as their ids."""
+"""What a body asks to be read, as inputs of its model: texts and ids as they are, conversations as their ids.
+
+A model that takes images reads a conversation as a whole, for its images have to be loaded first.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +17,8 @@ async def prompts(body: Any, model: ServedModel) -> Sequence[Prompt]:
     if isinstance(body, InputFields):
         return body.inputs()
     assert isinstance(body, ChatFields)
+    if model.card.vision is not None:
+        return body.said()
     return await model.render(
         body.conversations(),
         add_special_tokens=body.add_special_tokens,  # type: ignore[attr-defined]  # every body with ChatFields has it
