@@ -29,9 +29,10 @@ from pooling.loading.describe import describe
 from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.loading.vision import Vision
+from pooling.media import Content, Picture
 from pooling.pairs import check_template, read_pairs
 from pooling.prompts import ROLES, role_prompt
-from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingRequest, Prompt, TokenizedInput
+from pooling.request import Chunks, ContentPair, Frame, Ids, PackedBatch, Pair, PoolingRequest, Prompt, TokenizedInput
 from pooling.vision.decoder_intake import DecoderIntake
 from pooling.vision.intake import MEDIA, MediaIntake, Place, Reading, TowersIntake
 from pooling.vision.reader import ImageReader
@@ -83,7 +84,10 @@ class Intake:
             return replace(batch, by_segment=True, first=request.first)
         limit = self._limit(request, task)
         if any(_is_pair(item) for item in request.inputs):
-            return replace(PackedBatch.pack(self._pairs(request, limit), task, request.params), first=request.first)
+            batch = replace(PackedBatch.pack(self._pairs(request, limit), task, request.params), first=request.first)
+            if self._media is not None:
+                check_media(batch, self.card)  # a text may name the place of an image that it has not
+            return batch
         given = next((name for name in ("instruction", "chat_template") if getattr(request, name) is not None), None)
         if given is not None:
             raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
@@ -105,7 +109,7 @@ class Intake:
         batch = PackedBatch.pack(items, task, request.params, request.input_type)
         batch = replace(batch, first=request.first) if request.first else batch
         if self._media is not None:
-            check_media(batch, self.card)  # a text may name the place of an image that it has not
+            check_media(batch, self.card)
         return self._framed(batch, request)
 
     def _with_images(self, request: PoolingRequest, task: str) -> tuple[PoolingRequest, dict[int, TokenizedInput]]:
@@ -279,9 +283,14 @@ class Intake:
                 "input",
             )
         pairs: list[Pair] = []
+        pictures: dict[int, list[Picture]] = {}
         for index, item in enumerate(request.inputs):
-            if not (isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)):
+            if not (
+                isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str | Content) for text in item)
+            ):
                 raise InvalidRequest(f"input {request.first + index} is no pair of two texts, as others are", "input")
+            if any(isinstance(text, Content) for text in item):
+                item, pictures[index] = self._written(cast(ContentPair, item))
             pairs.append(cast(Pair, item))
         if self.card.lower_case:
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
@@ -299,19 +308,64 @@ class Intake:
             self.most_tokens(request.max_tokens_per_query, "query"),
             self.most_tokens(request.max_tokens_per_doc, "doc"),
         )
-        template, prompt = self._template(request), self._prompt(request, True)
+        template = self._template(request)
+        plain = [pair for index, pair in enumerate(pairs) if not pictures.get(index)]
+        encoded = self._encoded(plain, request, template, limit, bounds)
+        if len(plain) < len(pairs):
+            # A placeholder must not be cut off; what is too long with its images is refused.
+            drawn = [pair for index, pair in enumerate(pairs) if pictures.get(index)]
+            apart = iter(encoded), iter(self._encoded(drawn, request, template, None, bounds))
+            encoded = [next(apart[bool(pictures.get(index))]) for index in range(len(pairs))]
+        marked = self.card.token_types and self._tokenizer.marks_second and template is None
+        items = [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
+        for index, number in enumerate(places.numbers):
+            refuse_empty(items[index].ids, number, places.count)
+            if pictures.get(index):
+                items[index] = self._expanded_pair(
+                    items[index].ids, pictures[index], Place(number, places.count), limit
+                )
+            if len(items[index].ids) > most:
+                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
+        return items
+
+    def _encoded(
+        self,
+        pairs: list[Pair],
+        request: PoolingRequest,
+        template: Template | None,
+        limit: int | None,
+        most: tuple[int | None, int | None],
+    ) -> list[tuple[Ids, int]]:
+        """Each pair as one input, and the token at which its second text begins."""
+        prompt = self._prompt(request, True)
         if template is not None:
             told = request.instruction if request.instruction is not None else prompt or None
-            encoded = [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, bounds, told)]
-        else:
-            pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
-            encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
-        for number, (ids, _) in zip(places.numbers, encoded, strict=True):
-            refuse_empty(ids, number, places.count)
-            if len(ids) > most:
-                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
-        marked = self.card.token_types and self._tokenizer.marks_second and template is None
-        return [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
+            return [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, most, told)]
+        pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
+        return self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, most)
+
+    def _expanded_pair(self, ids: Ids, pictures: list[Picture], place: Place, limit: int | None) -> TokenizedInput:
+        assert isinstance(self._media, DecoderIntake)
+        read = self._media.expand(ids, pictures, place)
+        if limit is not None and len(read.ids) > limit:
+            raise InvalidRequest(
+                f"a pair with images has {len(read.ids)} tokens, and truncate_prompt_tokens allows {limit}; only texts "
+                f"are cut{place}",
+                "truncate_prompt_tokens",
+            )
+        return read
+
+    def _written(self, pair: ContentPair) -> tuple[Pair, list[Picture]]:
+        """A pair with images as its texts, with the places of the images, and the images."""
+        if not isinstance(self._media, DecoderIntake):
+            raise InvalidRequest(f"{self.card.name!r} reads text alone; images are for models that take them", "input")
+        texts: list[str] = []
+        pictures: list[Picture] = []
+        for side in pair:
+            text, more = (side, []) if isinstance(side, str) else self._media.written(side)
+            texts.append(text)
+            pictures += more
+        return (texts[0], texts[1]), pictures
 
     def _template(self, request: PoolingRequest) -> Template | None:
         if request.chat_template is None:
@@ -443,4 +497,4 @@ def _filling(vision: Vision | None, tokenizer: TextTokenizer) -> Side | None:
 
 
 def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple) and any(isinstance(part, str) for part in item)
+    return isinstance(item, tuple) and any(isinstance(part, str | Content) for part in item)

@@ -178,7 +178,7 @@ def _with_head(description: Description) -> PreTrainedModel:
 
 def _token_ids(description: Description, scorer: Scorer) -> list[int]:
     """The rows of the output layer that a scorer reads."""
-    vocabulary = int(description.config.vocab_size)
+    vocabulary = int(description.card.vocab_size)
     ids = [token for token in scorer.tokens if isinstance(token, int)]
     if len(ids) < len(scorer.tokens):
         tokenizer = TextTokenizer.load(description.backbone)

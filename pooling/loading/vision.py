@@ -23,7 +23,8 @@ class Vision:
     numbers of a patch. by_place: whether tokens are numbered by their place in an
     image. row: numbers of an image token that is embedded already, made of
     row_parts: one for the input, others for the first layers. messages: whether a
-    text alone is read as a message too.
+    text alone is read as a message too. edge_ids: what is written before and after
+    an image's placeholder.
     """
 
     kind: VisionKind
@@ -38,6 +39,7 @@ class Vision:
     row: int = 0
     row_parts: int = 1
     messages: bool = False
+    edge_ids: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """In words: `images alone, 197 tokens each`."""
@@ -79,6 +81,7 @@ def _decoder(config: Any, most: int) -> Vision:
         by_place=True,
         row=int(config.text_config.hidden_size) * parts,
         row_parts=parts,
+        edge_ids=(int(config.vision_start_token_id), int(config.vision_end_token_id)),
     )
 
 

@@ -23,6 +23,8 @@ class DecoderIntake:
         assert card.vision is not None
         self._card, self._vision, self._reader, self._tokenizer = card, card.vision, reader, tokenizer
         self._placeholder = tokenizer.token_of(self._vision.token_id)
+        before, after = map(tokenizer.token_of, self._vision.edge_ids)
+        self._place = f"{before}{self._placeholder}{after}"
 
     def read(self, item: Any, place: Place, reading: Reading) -> TokenizedInput:
         """An input of texts and images, by the chat template, or as a prompt with placeholders."""
@@ -33,9 +35,14 @@ class DecoderIntake:
         else:
             messages = item if isinstance(item, Conversation) else Conversation((_content(item),))
             ids, pictures = self._conversation(messages, place, reading), _pictures(messages, place)
-        return self.expand(ids, pictures, place, reading)
+        return self._within(self.expand(ids, pictures, place), place, reading)
 
-    def expand(self, ids: Ids, pictures: Sequence[Picture], place: Place, reading: Reading) -> TokenizedInput:
+    def written(self, content: Content) -> tuple[str, list[Picture]]:
+        """A query or a document of texts and images as one text, a placeholder for each image; and the images."""
+        text = "".join(part if isinstance(part, str) else self._place for part in content.parts)
+        return text, _pictures(Conversation((content,)), Place(0, 1))
+
+    def expand(self, ids: Ids, pictures: Sequence[Picture], place: Place) -> TokenizedInput:
         """Each placeholder becomes as many tokens as its image has."""
         if len(pictures) > self._vision.max_images:
             raise InvalidRequest(
@@ -53,7 +60,7 @@ class DecoderIntake:
         images = tuple(self._image(picture, place) for picture in pictures)
         counts = np.ones(len(ids), np.int64)
         counts[at] = [image.tokens for image in images]
-        return self._within(TokenizedInput(np.repeat(ids, counts), media=images), place, reading)
+        return TokenizedInput(np.repeat(ids, counts), media=images)
 
     def _within(self, read: TokenizedInput, place: Place, reading: Reading) -> TokenizedInput:
         """Cut to the limit, if that leaves every image whole."""

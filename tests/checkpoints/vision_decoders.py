@@ -31,7 +31,10 @@ TEMPLATE = (
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = as_transformers(
-        byte_bpe([*SPECIAL, "<|video_pad|>"], "$A", "$A $B"), 512, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        byte_bpe([*SPECIAL, "<|video_pad|>", "yes"], "$A", "$A $B"),
+        512,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -45,7 +48,7 @@ def _text(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 512,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
