@@ -36,4 +36,5 @@ def as_inputs(given: Any) -> Sequence[Prompt]:
 def as_side(given: Any) -> list[str | Content]:
     """One item for each text or image that is compared, an image as the content that it is."""
     items: list[Any] = [given] if isinstance(given, (str, Content, *_PICTURES)) else list(given)
-    return [Content((item,)) if isinstance(item, _PICTURES) else item for item in items]
+    pictures = [isinstance(item, _PICTURES) for item in items]
+    return [Content((item,)) if is_picture else item for item, is_picture in zip(items, pictures, strict=True)]

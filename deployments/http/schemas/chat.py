@@ -123,7 +123,11 @@ class ChatFields(BaseModel):
         return [[message.plain() for message in messages] for messages in self.batch()]
 
     def said(self) -> list[Conversation]:
-        """With the images that are among the texts. Raises InvalidRequest as conversations()."""
+        """With the images among the texts. Raises InvalidRequest as conversations(), and for one without a message."""
+        if not all(self.batch()):
+            raise InvalidRequest(
+                "Cannot apply chat template to an empty conversation. Provide at least one message.", "messages"
+            )
         return [
             Conversation(
                 tuple(message.said() for message in messages),
