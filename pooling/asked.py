@@ -62,8 +62,8 @@ class Asked:
         )
 
 
-def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; vLLM's dicts as what they hold."""
+def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Any]:
+    """A single prompt as a list of one; vLLM's dicts still wrap what they hold."""
     if isinstance(prompts, Media):
         return [prompts]
     if not isinstance(prompts, Sequence | Mapping | np.ndarray) or (
@@ -75,8 +75,7 @@ def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     single = isinstance(prompts, str | Mapping) or (
         len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)
     )
-    items = [prompts] if single else list(prompts)
-    return [_unwrap(item) for item in items]
+    return [prompts] if single else list(prompts)
 
 
 def texts_of(given: Any, name: str) -> list[str]:
@@ -112,7 +111,8 @@ def _with_images(prompt: Any, data: Any) -> ImagePrompt:
     return ImagePrompt(prompt, tuple(one if isinstance(one, Picture) else Image.of(one) for one in images))
 
 
-def _unwrap(item: Any) -> Prompt:
+def unwrap(item: Any) -> Prompt:
+    """vLLM's dict as what it holds; anything else as it is. Its images are copied, so it is done shortly before use."""
     if not isinstance(item, Mapping):
         return cast(Prompt, item)
     for key in ("prompt", "prompt_token_ids"):

@@ -33,7 +33,7 @@ from pooling.media import Content, Picture
 from pooling.pairs import check_template, read_pairs
 from pooling.prompts import ROLES, role_prompt
 from pooling.request import Chunks, ContentPair, Frame, Ids, PackedBatch, Pair, PoolingRequest, Prompt, TokenizedInput
-from pooling.vision.decoder_intake import DecoderIntake
+from pooling.vision.decoder_intake import DecoderIntake, RetrievalIntake
 from pooling.vision.intake import MEDIA, MediaIntake, Place, Reading, TowersIntake
 from pooling.vision.reader import ImageReader
 
@@ -117,7 +117,7 @@ class Intake:
         vision = self.card.vision
         if vision is None or self._media is None:
             raise InvalidRequest(f"{self.card.name!r} reads text alone; images are for models that take them", "input")
-        kinds = MEDIA | {str} if vision.messages else MEDIA
+        kinds = MEDIA if vision.texts is None else MEDIA | {str}
         if vision.kind != "images" and kinds.isdisjoint(map(type, request.inputs)):
             return request, {}
         reading = Reading(request, self._prompt(request, True), self._limit(request, task))
@@ -485,8 +485,11 @@ def _expanded(read: TokenizedInput, side: Side | None) -> TokenizedInput:
 
 
 def _media_intake(card: ModelCard, reader: ImageReader, tokenizer: TextTokenizer) -> MediaIntake:
-    decodes = card.vision is not None and card.vision.kind == "decoder"
-    return DecoderIntake(card, reader, tokenizer) if decodes else TowersIntake(card, reader)
+    assert card.vision is not None
+    if card.vision.kind != "decoder":
+        return TowersIntake(card, reader)
+    kind = RetrievalIntake if card.vision.texts == "query" else DecoderIntake
+    return kind(card, reader, tokenizer)
 
 
 def _filling(vision: Vision | None, tokenizer: TextTokenizer) -> Side | None:

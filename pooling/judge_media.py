@@ -34,7 +34,7 @@ def check_media(batch: PackedBatch, card: ModelCard) -> None:
 
 def _check_image(image: ProcessedImage, vision: Vision) -> None:
     pixels = image.pixels
-    if vision.kind == "decoder" and pixels.dtype == np.float32:
+    if vision.patch is not None and pixels.dtype == np.float32:
         _check_patches(image, vision)
         return
     if pixels.dtype != np.float32:

@@ -1,7 +1,7 @@
 """TransformersHead: the head of a transformers model, in its own code, over rows that are pooled already."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,4 +65,6 @@ class _Given(nn.Module):
             pooled = self._activation(self.pooler(hidden[:, 0]))
         elif self.pooler is not None:
             pooled = self.pooler(hidden)
-        return BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
+        answer: Any = BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
+        answer.rope_deltas = None  # handed on by Qwen-VL's classes in transformers 5.17
+        return cast(BackboneOutput, answer)

@@ -31,6 +31,8 @@ _VISION_ARCHITECTURES = (
     "CLIPModel",
     "SiglipModel",
     "ViTForImageClassification",
+    "ColQwen2ForRetrieval",
+    "ColPaliForRetrieval",
     *(
         f"{name}{head}"
         for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
@@ -87,7 +89,7 @@ def _describe(spec: ModelSpec) -> Description:
         _refuse_template(spec, files, family)
     refuse_own_code(anatomy.architecture, config)
     stack = stack_of(config, family)
-    vision = _vision(spec, config, family, anatomy, messages=files.messages is not None)
+    vision = _vision(spec, config, family, anatomy, files)
     dim = _dim(config, stack, anatomy, files)
     layers = token_layers(files.backbone)
     facts = Facts(spec, stack, anatomy, family, files, dim, layers)
@@ -137,10 +139,12 @@ def _refuse_split(spec: ModelSpec, config: PreTrainedConfig, family: Family) -> 
 
 
 def _dim(config: PreTrainedConfig, stack: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
-    if anatomy.kind == "colbert" and files.layers:
+    if anatomy.kind in ("colbert", "retriever") and files.layers:
         raise CheckpointError(
-            "an HF_ColBERT has its layer beside its weights; modules.json lists others, which is refused"
+            f"{anatomy.architecture} has its layer beside its weights; modules.json lists others, which is refused"
         )
+    if anatomy.kind == "retriever":
+        return int(config.embedding_dim)
     if anatomy.kind == "colbert":
         return shape_of(files.backbone, "linear.weight")[0]
     # OPT may project its answer; the two towers of CLIP and of SigLIP do.
@@ -179,9 +183,9 @@ def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles, family: 
 
 
 def _vision(
-    spec: ModelSpec, config: PreTrainedConfig, family: Family, anatomy: Anatomy, messages: bool
+    spec: ModelSpec, config: PreTrainedConfig, family: Family, anatomy: Anatomy, files: SentenceTransformersFiles
 ) -> Vision | None:
-    vision = vision_of(config, family, spec)
+    vision = vision_of(config, family, spec, files.backbone)
     if vision is None:
         return None
     name = anatomy.architecture
@@ -192,7 +196,7 @@ def _vision(
         raise ConfigError(
             f"{spec.served_name}: enable_chunked_processing is for models that read text alone; {name} takes images"
         )
-    return replace(vision, messages=messages)
+    return replace(vision, texts="message") if files.messages is not None else vision
 
 
 def _max_model_len(

@@ -101,6 +101,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": _VISION_DECODER,
     "qwen2_5_vl": _VISION_DECODER,
     "qwen3_vl": _VISION_DECODER,
+    "colqwen2": _VISION_DECODER,
+    "colpali": _VISION_DECODER,
 }
 
 # Families that transformers has under another name; their own code does no more than set these values.

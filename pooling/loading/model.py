@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from pooling.attention import NAME
@@ -86,6 +86,8 @@ def load_model(
     heads = load_heads(description, device)
     if description.anatomy.kind == "embedder":
         return LoadedModel(whole, heads)
+    if description.anatomy.kind == "retriever":
+        return LoadedModel(_backbone_of(whole), {"projection": whole.embedding_proj_layer})
     if isinstance(whole, RewardModel):
         return LoadedModel(whole.model, {"reward": whole.score})
     if isinstance(whole, ColbertModel):
@@ -104,11 +106,15 @@ def load_model(
 
 def _set_attention(description: Description, attention: str) -> None:
     """Of a model with a vision part, that keeps torch's own: its images are not packed by us."""
-    config = description.config
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        if part is not None:
-            part._attn_implementation = "sdpa" if attention == NAME else attention
+    for config in _parts_of(description.config):
+        config._attn_implementation = "sdpa" if attention == NAME else attention
     description.stack._attn_implementation = attention
+
+
+def _parts_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The config and those of its parts."""
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(inner for part in parts if part is not None for inner in _parts_of(part))]
 
 
 def _read(
@@ -210,6 +216,7 @@ _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "classifier": _with_head,
     "token_classifier": _with_head,
     "image_classifier": _with_head,
+    "retriever": _with_head,
     "reward": _with_reward,
     "masked_lm": _with_head,
     "colbert": _with_colbert,

@@ -83,7 +83,7 @@ def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
                 f"{facts.dim}"
             )
         sources["dimensions"] = "override_pooler_config"
-    head = "projection" if files.layers or facts.anatomy.kind == "colbert" else None
+    head = "projection" if files.layers or facts.anatomy.kind in ("colbert", "retriever") else None
     plain = ResolvedPooler(
         "ALL", facts.dim, activate=activate, head=head, dimensions=override.dimensions, sources=sources
     )
@@ -99,7 +99,7 @@ def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
             )
         return {"embed": _pooled(facts, plain)}
     by_token = _by_token(facts, plain)
-    if files.multi_vector is not None:
+    if files.multi_vector is not None or facts.anatomy.kind == "retriever":
         return {"token_embed": by_token}
     pooled = _pooled(facts, plain)
     if facts.token_layers is None:
@@ -253,7 +253,7 @@ def _by_class(named: str, sigmoid: str, softmax: str) -> str:
 def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None:
     if "score" in poolers:
         return "cross_encoder"
-    if facts.files.multi_vector is not None or facts.anatomy.kind == "colbert":
+    if facts.files.multi_vector is not None or facts.anatomy.kind in ("colbert", "retriever"):
         return facts.files.similarity or "max_sim"
     if "embed" not in poolers:
         return None
@@ -262,7 +262,8 @@ def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None
 
 def _refuse_impossible_pooling(facts: Facts) -> None:
     """SPLADE and models of images have one way to pool, and a multi-vector model never pools an input into one row."""
-    override, multi_vector = facts.override, facts.files.multi_vector is not None
+    override = facts.override
+    multi_vector = facts.files.multi_vector is not None or facts.anatomy.kind == "retriever"
     asked = override.sequence_type or (None if multi_vector else override.token_type)
     own = facts.family.pooling_type == "MODEL"
     if asked is not None and (multi_vector or own or facts.files.splade is not None):

@@ -15,8 +15,8 @@ from pooling.media import Media, ProcessedImage
 from pooling.self_check import difference, draw_ids
 
 _Input = tuple[NDArray[np.int32], tuple[ProcessedImage, ...]]
-# Patches of the images of a decoder's check, in height and width, before they are merged into tokens.
-_GRIDS = ((4, 8), (8, 4))
+# Tokens of the images of a decoder's check, in height and width.
+_GRIDS = ((2, 4), (4, 2))
 
 
 class VisionForward(Protocol):
@@ -76,13 +76,7 @@ def _apart(vision: Vision, description: Description) -> list[_Input]:
 def _mixed(vision: Vision, description: Description) -> list[_Input]:
     """Of a model that reads images among texts: an input with two images, one with one of them, and a text."""
     draw, limit = np.random.default_rng(0), description.card.max_model_len
-    images = []
-    for number, (height, width) in enumerate(_GRIDS):
-        assert vision.patch is not None
-        height, width = height * vision.merge // 2, width * vision.merge // 2
-        pixels = draw.standard_normal((height * width, vision.patch)).astype(np.float32)
-        tokens = height * width // vision.merge**2
-        images.append(ProcessedImage(bytes([number]), pixels, tokens, (1, height, width)))
+    images = [_image(number, vision, draw) for number in range(2)]
 
     def text(size: int) -> NDArray[np.int32]:
         ids = draw_ids(draw, size, description)
@@ -96,6 +90,16 @@ def _mixed(vision: Vision, description: Description) -> list[_Input]:
     one = np.concatenate([text(1), tokens_of(first), text(4)])
     inputs: list[_Input] = [(both, (first, second)), (one, (first,)), (text(min(7, limit)), ())]
     return [one for one in inputs if len(one[0]) <= limit]
+
+
+def _image(number: int, vision: Vision, draw: np.random.Generator) -> ProcessedImage:
+    key = bytes([number])
+    if vision.shape is not None and vision.tokens is not None:
+        return ProcessedImage(key, draw.standard_normal(vision.shape).astype(np.float32), vision.tokens)
+    assert vision.patch is not None
+    height, width = (tokens * vision.merge for tokens in _GRIDS[number])
+    pixels = draw.standard_normal((height * width, vision.patch)).astype(np.float32)
+    return ProcessedImage(key, pixels, height * width // vision.merge**2, (1, height, width))
 
 
 def _run(forward: VisionForward, inputs: Sequence[_Input]) -> Tensor:

@@ -67,6 +67,8 @@ class DecoderForward(PackedForward):
         with_images = media is not None and any(media)
         if self._vision.by_place:
             own["positions"] = self._places(step, ids, lengths, media if with_images else None)
+        elif self._vision.first:
+            own["positions"] = step.positions + self._vision.first
         images = self._images(ids, lengths, media) if with_images and media is not None else None
         return DecoderStep(**own, images=images)
 
@@ -97,7 +99,7 @@ class DecoderForward(PackedForward):
         at = np.flatnonzero((ids == self._vision.token_id) & has_images)
         return ImageTokens(
             self.to_device(np.concatenate([image.pixels for image in own])) if own else None,
-            self.to_device(np.array([image.grid for image in own], np.int64)) if own else None,
+            self.to_device(np.array([image.grid for image in own], np.int64)) if own and own[0].grid else None,
             self.to_device(np.concatenate([image.pixels for image in given])) if given else None,
             self.to_device(at),
             self.to_device(of),
@@ -147,25 +149,31 @@ class DecoderForward(PackedForward):
         """The rows of the images [tokens, dim], and those for the first layers where the model has some."""
         made: list[list[Tensor]] = []
         if images.pixels is not None:
-            visual = self._vlm.visual
-            answer = visual(images.pixels.to(visual.dtype), grid_thw=images.grid)
-            made.append([answer.pooler_output, *(getattr(answer, "deepstack_features", None) or ())])
+            made.append(self._made(images.pixels, images.grid))
         if images.rows is not None:
             parts = images.rows.shape[1] // self._vision.row_parts
             made.append(list(torch.split(images.rows, parts, dim=1)))
         return [torch.cat([one.to(rows[0].dtype) for one in rows]) for rows in zip(*made, strict=True)]
 
+    def _made(self, pixels: Tensor, grid: Tensor | None) -> list[Tensor]:
+        if grid is None:
+            rows: Tensor = self._vlm.get_image_features(pixels.to(self._vlm.dtype)).pooler_output
+            return [rows.flatten(0, 1)]
+        visual = self._vlm.visual
+        answer = visual(pixels.to(visual.dtype), grid_thw=grid)
+        return [answer.pooler_output, *(getattr(answer, "deepstack_features", None) or ())]
+
     def alone(self, ids: NDArray[np.int32], images: Sequence[ProcessedImage] = ()) -> Tensor:
         """One input, whole, through transformers' own class and its eager attention: hidden [tokens, dim]."""
-        if not images:
-            return super().alone(ids)
-        pixels = torch.cat([self.to_device(image.pixels) for image in images])
+        given: dict[str, Any] = {}
+        if images:
+            given["pixel_values"] = torch.cat([self.to_device(image.pixels) for image in images])
+        if images and self._vision.patch is not None:
+            given["image_grid_thw"] = self.to_device(np.array([image.grid for image in images], np.int64))
+            given["mm_token_type_ids"] = self.to_device((ids == self._vision.token_id).astype(np.int32)[None])
+        if not self._vision.by_place:
+            given["position_ids"] = self.to_device(np.arange(len(ids))[None] + self._vision.first)
         with alone_by_eager(self.model):
-            hidden: Tensor = self._vlm(
-                input_ids=self.to_device(ids.astype(np.int64)[None]),
-                pixel_values=pixels,
-                image_grid_thw=self.to_device(np.array([image.grid for image in images], np.int64)),
-                mm_token_type_ids=self.to_device((ids == self._vision.token_id).astype(np.int32)[None]),
-                use_cache=False,
-            )[0]
+            on_device = self.to_device(ids.astype(np.int64)[None])
+            hidden: Tensor = self._vlm(input_ids=on_device, use_cache=False, **given)[0]
         return hidden[0]

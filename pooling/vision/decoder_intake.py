@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from pooling.errors import InvalidRequest
+from pooling.errors import CheckpointError, InvalidRequest
 from pooling.judge import EMPTY, as_ids, refuse_out_of_vocabulary, refuse_surrogates, too_many_tokens
 from pooling.loading.card import ModelCard
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.media import Content, Conversation, Image, ImageEmbeds, ImagePrompt, Picture, ProcessedImage
 from pooling.request import Ids, TokenizedInput
-from pooling.vision.intake import Place, Reading
+from pooling.vision.intake import Place, Reading, parts_of
 from pooling.vision.reader import ImageReader
+
+# Source: query_augmentation_token * 10 in transformers' ColQwen2Processor and ColPaliProcessor.
+_FILLING = 10
 
 
 class DecoderIntake:
@@ -23,8 +26,12 @@ class DecoderIntake:
         assert card.vision is not None
         self._card, self._vision, self._reader, self._tokenizer = card, card.vision, reader, tokenizer
         self._placeholder = tokenizer.token_of(self._vision.token_id)
-        before, after = map(tokenizer.token_of, self._vision.edge_ids)
-        self._place = f"{before}{self._placeholder}{after}"
+        if tokenizer.id_of(self._placeholder) != self._vision.token_id:
+            raise CheckpointError(
+                f"token {self._vision.token_id} stands for images, but the model's tokenizer has no such token"
+            )
+        edges = [tokenizer.token_of(token) for token in self._vision.edge_ids] or ["", ""]
+        self._place = self._placeholder.join(edges)
 
     def read(self, item: Any, place: Place, reading: Reading) -> TokenizedInput:
         """An input of texts and images, by the chat template, or as a prompt with placeholders."""
@@ -155,3 +162,28 @@ def _pictures(said: Conversation, place: Place) -> list[Picture]:
 def _typed(message: Content) -> list[dict[str, str]]:
     """The parts of a message as chat templates name them."""
     return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in message.parts]
+
+
+class RetrievalIntake(DecoderIntake):
+    """Of a multi-vector model that reads a text as a query, or an image as a page, each in a form of its own."""
+
+    def read(self, item: Any, place: Place, reading: Reading) -> TokenizedInput:
+        if isinstance(item, ImagePrompt) and item.prompt != "":
+            return super().read(item, place, reading)
+        parts = [part for part in parts_of(item, place) if part != ""]
+        texts = [part for part in parts if isinstance(part, str)]
+        pictures = [part for part in parts if not isinstance(part, str)]
+        if (texts and pictures) or len(pictures) > 1:
+            raise InvalidRequest(
+                f"{self._card.name!r} reads a text or an image at a time; an input has {len(texts)} texts and "
+                f"{len(pictures)} images{place}",
+                "input",
+            )
+        query, page = (form.replace("{bos}", self._named("bos")) for form in self._vision.forms)
+        said = reading.prompt + "\n".join(texts)
+        # Tokens without a meaning of their own, in which the model was trained to go on thinking about the query.
+        written = page if pictures else f"{query}{said}{self._named('pad') * _FILLING}\n"
+        return self._within(self.expand(self._encode(written, False, place), pictures, place), place, reading)
+
+    def _named(self, name: str) -> str:
+        return self._tokenizer.named_tokens.get(f"{name}_token", "")

@@ -50,7 +50,7 @@ class TowersIntake:
 
     def read(self, item: Any, place: Place, reading: Reading) -> str | TokenizedInput:
         """A text, for whoever reads texts, or an image."""
-        parts = [part for part in _parts(item, place) if part != ""]
+        parts = [part for part in parts_of(item, place) if part != ""]
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) == len(parts):
             return "\n".join(texts)
@@ -71,9 +71,9 @@ class TowersIntake:
         )
 
 
-def _parts(item: Any, place: Place) -> Sequence[str | Picture]:
+def parts_of(item: Any, place: Place) -> Sequence[str | Picture]:
     """What an input holds, in order. Raises InvalidRequest for what is of another type than it should be."""
-    if isinstance(item, Image | ImageEmbeds):
+    if isinstance(item, str | Image | ImageEmbeds):
         return (item,)
     if isinstance(item, Content):
         parts: Sequence[Any] = item.parts

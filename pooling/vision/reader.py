@@ -5,7 +5,9 @@ from typing import Any, Self
 
 import numpy as np
 from PIL import Image as Pillow
-from transformers import AutoImageProcessor
+
+# From its own module: transformers 5.17 hides it where there is no torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from pooling.errors import CheckpointError, InvalidRequest
 from pooling.loading.vision import Vision

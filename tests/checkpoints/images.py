@@ -20,8 +20,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from tests.checkpoints.vision_decoders import BUILDS
-from tests.checkpoints.writing import sharpen
+from tests.checkpoints.vision_decoders import BUILDS, RETRIEVERS
+from tests.checkpoints.writing import HIDDEN, sharpen
 from tests.vocabularies import as_transformers, byte_bpe
 
 Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast | None, Any]
@@ -48,11 +48,17 @@ class VisionCheckpoint:
 
 
 def _calm(model: PreTrainedModel) -> None:
-    """Parts that are no weights of layers: a class token and what scales logits."""
+    """What scales logits; and ColPali's Gemma, which multiplies its embeddings by sqrt(hidden) and adds 1 to a norm's
+    weight."""
+    gemma = model.config.model_type == "colpali"
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("logit_scale", "logit_bias")):
                 weight.fill_(1.0)
+            elif gemma and name.endswith("embed_tokens.weight"):
+                weight.mul_(HIDDEN**-0.5)
+            elif gemma and "language_model" in name and name.endswith("norm.weight"):
+                weight.sub_(1.0)
 
 
 def _clip(end: int | None = None) -> Callable[[], Parts]:
@@ -129,4 +135,5 @@ TOWERS = {
 }
 CLASSIFIERS = {"vit": VisionCheckpoint("vit", _vit)}
 DECODERS = {name: VisionCheckpoint(name, build) for name, build in BUILDS.items()}
-WITH_IMAGES = TOWERS | CLASSIFIERS | DECODERS
+RETRIEVING = {name: VisionCheckpoint(name, build) for name, build in RETRIEVERS.items()}
+WITH_IMAGES = TOWERS | CLASSIFIERS | DECODERS | RETRIEVING

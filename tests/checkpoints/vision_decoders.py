@@ -4,6 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import (
+    ColPaliConfig,
+    ColPaliForRetrieval,
+    ColQwen2Config,
+    ColQwen2ForRetrieval,
+    PaliGemmaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -13,7 +18,10 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.colpali.processing_colpali import ColPaliProcessor
+from transformers.models.colqwen2.processing_colqwen2 import ColQwen2Processor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.vocabularies import as_transformers, byte_bpe
 
@@ -122,3 +130,57 @@ BUILDS = {
     "qwen2.5-vl": _build(Qwen2_5_VLForConditionalGeneration, qwen2_5_vl),
     "qwen3-vl": _build(Qwen3VLForConditionalGeneration, qwen3_vl),
 }
+
+
+def _colqwen2() -> tuple[PreTrainedModel, Any, Any]:
+    tokenizer = qwen_tokenizer()
+    config = ColQwen2Config(vlm_config=qwen2_vl(tokenizer).to_dict(), embedding_dim=24)
+    return ColQwen2ForRetrieval(config), tokenizer, ColQwen2Processor(processor(), tokenizer)
+
+
+def _colpali() -> tuple[PreTrainedModel, Any, Any]:
+    tokenizer = as_transformers(
+        byte_bpe(["<pad>", "<eos>", "<bos>", "<unk>", "<image>"], "<bos> $A", "<bos> $A $B"),
+        512,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+    images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    made = ColPaliProcessor(images, tokenizer)  # adds tokens
+    text = {
+        "model_type": "gemma",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+        "vision_use_head": False,
+    }
+    vlm = PaliGemmaConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=64,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    return ColPaliForRetrieval(ColPaliConfig(vlm_config=vlm.to_dict(), embedding_dim=24)), tokenizer, made
+
+
+RETRIEVERS: dict[str, Callable[[], tuple[PreTrainedModel, Any, Any]]] = {"colqwen2": _colqwen2, "colpali": _colpali}

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, ViTForImageClassification
+from transformers import ViTForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from pooling import LLM, PoolingParams
 from pooling.errors import InvalidRequest, UnsupportedTask

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from pooling import LLM
 from pooling.errors import ConfigError, InputTooLong, InvalidRequest

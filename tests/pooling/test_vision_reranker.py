@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from pooling import LLM, PoolingParams
 from pooling.errors import InputTooLong, InvalidRequest
