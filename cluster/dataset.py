@@ -1,4 +1,4 @@
-"""Embedder, Classifier, Scorer, Rewarder: callable classes for ray.data.Dataset.map_batches, texts in, answers out."""
+"""Embedder, Classifier, Scorer, Rewarder: callable classes for ray.data.Dataset.map_batches, rows in, answers out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,14 @@ import pyarrow as pa
 from ray.data.block import BlockAccessor
 
 from cluster.answer_columns import numbers, vectors, vectors_of_tokens
+from cluster.image_rows import ImageRows
 from cluster.job_input import refuse_columns
 from cluster.row_engine import Places, Reasons, RowEngine
 from cluster.row_task import RowTask, RowTaskName, row_task
 from pooling.config import ModelSpec, parse_settings
 from pooling.errors import ConfigError
 from pooling.intake import Intake
-from pooling.request import PooledOutput, Prompt
+from pooling.request import PooledOutput
 from pooling.scoring import compare_all
 
 
@@ -54,13 +55,15 @@ class Pooler(ABC):
         outputs: tuple[str, ...],
         error_column: str,
         threads: int | None,
+        images: bool = False,
         **asked: Any,
     ) -> None:
         self._inputs, self._outputs, self._error_column = inputs, outputs, error_column
         spec = _spec(model, settings, type(self).__name__)
         intake = Intake.load(spec)
         self.card = intake.card
-        self._task: RowTask = row_task(intake, self.task, **asked)
+        self._task: RowTask = row_task(intake, self.task, images=images, **asked)
+        self._images = ImageRows() if images else None
         self._engine = RowEngine(intake, spec, threads)
 
     def __call__(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table:
@@ -71,7 +74,7 @@ class Pooler(ABC):
         """As a call; faults: rows that are known to be bad, with the reason."""
         refuse_columns(table.column_names, self._inputs, (*self._outputs, self._error_column))
         columns = [table.column(name).to_pylist() for name in self._inputs]
-        reasons = {**_no_texts(self._inputs, columns), **(faults or {})}
+        reasons = {**({} if self._images else _no_texts(self._inputs, columns)), **(faults or {})}
         answers = self._answer(columns, reasons)
         for name, answer in zip(self._outputs, answers, strict=True):
             table = table.append_column(name, answer)
@@ -81,13 +84,28 @@ class Pooler(ABC):
     def close(self) -> None:
         """Ends the engine and its threads, for a caller that is no actor: those end with their process."""
         self._engine.close()
+        if self._images is not None:
+            self._images.close()
 
     @abstractmethod
     def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
         """The columns of the answer; adds to `reasons` the rows that have none."""
 
-    def _rows(self, inputs: Sequence[Prompt | None], reasons: Reasons) -> tuple[Places, PooledOutput | None]:
-        return self._engine.answer(self._task.requests[0], inputs, reasons)
+    def _rows(self, inputs: Sequence[Any], reasons: Reasons) -> tuple[Places, PooledOutput | None]:
+        request = self._task.requests[0]
+        if self._images is None:
+            return self._engine.answer(request, inputs, reasons)
+        rows: list[Places] = []
+        outputs: list[PooledOutput] = []
+        for start, images in self._images.pieces(inputs, reasons):
+            bad = {row: "" for row, image in enumerate(images) if image is None}
+            known = set(bad)
+            places, output = self._engine.answer(request, images, bad)
+            reasons.update({start + row: reason for row, reason in bad.items() if row not in known})
+            if output is not None:
+                rows.append(places + start)
+                outputs.append(output)
+        return (np.concatenate(rows), PooledOutput.merge(outputs)) if outputs else (np.empty(0, np.int64), None)
 
     @property
     def _width(self) -> int:
@@ -100,7 +118,9 @@ class Pooler(ABC):
 class Embedder(Pooler):
     """Embeds a column of texts into `output_column`, fixed-size lists of float32; used as Pooler shows.
 
-    dimensions, normalize, prompt_name: as in a request; None keeps the model's choice.
+    image_column: embeds the pictures of that column instead, for a model that
+    takes images; what a row may hold is in image_of(). dimensions, normalize,
+    prompt_name: as in a request; None keeps the model's choice.
     """
 
     task = "embed"
@@ -110,6 +130,7 @@ class Embedder(Pooler):
         model: str | ModelSpec,
         *,
         column: str = "text",
+        image_column: str | None = None,
         output_column: str = "embedding",
         error_column: str = "error",
         dimensions: int | None = None,
@@ -119,17 +140,17 @@ class Embedder(Pooler):
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        asked = {"dimensions": dimensions, "use_activation": normalize, "prompt_name": prompt_name}
-        super().__init__(
-            model, settings, (column,), (output_column,), error_column, threads, truncate=truncate, **asked
-        )
+        inputs, outputs = (image_column or column,), (output_column,)
+        asked: dict[str, Any] = {"dimensions": dimensions, "use_activation": normalize, "prompt_name": prompt_name}
+        asked |= {"truncate": truncate, "images": image_column is not None}
+        super().__init__(model, settings, inputs, outputs, error_column, threads, **asked)
 
     def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
         return [vectors(len(columns[0]), self._width, *self._rows(columns[0], reasons))]
 
 
 class Classifier(Pooler):
-    """Classifies a column of texts; used as Pooler shows.
+    """Classifies a column of texts, or the pictures of `image_column`; used as Pooler shows.
 
     `output_column` has a probability for each label, fixed-size lists of float32,
     or logits with use_activation=False; `label_column` the name of the likeliest.
@@ -142,6 +163,7 @@ class Classifier(Pooler):
         model: str | ModelSpec,
         *,
         column: str = "text",
+        image_column: str | None = None,
         output_column: str = "probs",
         label_column: str = "label",
         error_column: str = "error",
@@ -150,9 +172,13 @@ class Classifier(Pooler):
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        outputs = (output_column, label_column)
-        asked = {"use_activation": use_activation, "truncate": truncate}
-        super().__init__(model, settings, (column,), outputs, error_column, threads, **asked)
+        inputs, outputs = (image_column or column,), (output_column, label_column)
+        asked: dict[str, Any] = {
+            "use_activation": use_activation,
+            "truncate": truncate,
+            "images": image_column is not None,
+        }
+        super().__init__(model, settings, inputs, outputs, error_column, threads, **asked)
 
     def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
         rows, output = self._rows(columns[0], reasons)
@@ -188,7 +214,7 @@ class Scorer(Pooler):
         **settings: Any,
     ) -> None:
         inputs = (query_column, document_column)
-        asked = {"use_activation": use_activation, "prompt_name": prompt_name, "truncate": truncate}
+        asked: dict[str, Any] = {"use_activation": use_activation, "prompt_name": prompt_name, "truncate": truncate}
         super().__init__(model, settings, inputs, (output_column,), error_column, threads, **asked)
 
     def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:
@@ -231,7 +257,7 @@ class Rewarder(Pooler):
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        asked = {"use_activation": use_activation, "truncate": truncate}
+        asked: dict[str, Any] = {"use_activation": use_activation, "truncate": truncate}
         super().__init__(model, settings, (column,), (output_column,), error_column, threads, **asked)
 
     def _answer(self, columns: list[list[Any]], reasons: Reasons) -> Sequence[pa.Array]:

@@ -1,4 +1,4 @@
-"""run_job(): columns of text in files -> answers in files, over Ray Data; a job that was broken off goes on."""
+"""run_job(): texts or pictures in files -> answers in files, over Ray Data; a job that was broken off goes on."""
 
 import json
 import math
@@ -30,8 +30,8 @@ _OUTPUT_COLUMNS: dict[RowTaskName, str] = {
 }
 # Which settings a task has beside those that all have.
 _OF_TASK: dict[RowTaskName, set[str]] = {
-    "embed": {"column", "dimensions", "use_activation", "prompt_name"},
-    "classify": {"column", "label_column", "use_activation"},
+    "embed": {"column", "image_column", "dimensions", "use_activation", "prompt_name"},
+    "classify": {"column", "image_column", "label_column", "use_activation"},
     "score": {"query_column", "document_column", "use_activation", "prompt_name"},
     "reward": {"column", "use_activation"},
 }
@@ -51,6 +51,7 @@ class PoolingJob(Settings):
     input_format: FormatName | None = None
     output_format: OutputFormatName = "parquet"
     column: str = "text"
+    image_column: str | None = Field(None, min_length=1, description="embed or classify its pictures, not texts")
     query_column: str = "query"
     document_column: str = "document"
     output_column: str | None = None
@@ -71,9 +72,16 @@ class PoolingJob(Settings):
         return self
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
-        return (self.query_column, self.document_column) if self.task == "score" else (self.column,)
+        if self.task == "score":
+            return (self.query_column, self.document_column)
+        return (self.image_column or self.column,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of them that must be text."""
+        return self.columns if self.image_column is None else ()
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -84,7 +92,8 @@ class PoolingJob(Settings):
 
     def asked(self) -> dict[str, Any]:
         """As row_task() takes it."""
-        return {name: getattr(self, name) for name in ("dimensions", "use_activation", "prompt_name", "truncate")}
+        names = ("dimensions", "use_activation", "prompt_name", "truncate")
+        return {"images": self.image_column is not None, **{name: getattr(self, name) for name in names}}
 
     def pooler_options(self) -> dict[str, Any]:
         """As the task's class of cluster.dataset takes them."""
@@ -128,8 +137,8 @@ def run_job(job: PoolingJob) -> JobReport:
     Raises ConfigError for files, columns or settings that cannot be right,
     StartupError if the model cannot run, EngineFailure if the job broke off.
     """
-    job_input = look_at_input(job.input, job.input_format, job.texts)
-    refuse_columns(job_input.schema.names, job.texts, job.answers)
+    job_input = look_at_input(job.input, job.input_format, job.columns, job.texts)
+    refuse_columns(job_input.schema.names, job.columns, job.answers)
     _refuse_output_in_input(job)
     OUTPUT_FORMATS[job.output_format].check(job_input.schema)
     refuse_bad_source(job.spec.source)

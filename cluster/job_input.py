@@ -30,8 +30,8 @@ class JobInput:
         return None if None in self.rows else sum(rows or 0 for rows in self.rows)
 
 
-def look_at_input(path: str, wanted: FormatName | None, texts: Sequence[str]) -> JobInput:
-    """texts: the columns that must be text.
+def look_at_input(path: str, wanted: FormatName | None, columns: Sequence[str], texts: Sequence[str]) -> JobInput:
+    """columns: those that must be there. texts: those of them that must be text.
 
     Raises ConfigError for files that are missing, of several formats or of none,
     damaged, empty, or with columns that do not go together.
@@ -42,9 +42,9 @@ def look_at_input(path: str, wanted: FormatName | None, texts: Sequence[str]) ->
         looks = list(pool.map(lambda file: form.look(place_of(file.name), texts), files))
     known = [(file, look) for file, look in zip(files, looks, strict=True) if len(look.schema)]
     if not known:
-        raise ConfigError(f"input {path!r} is empty: it has no column {texts[0]!r}")
+        raise ConfigError(f"input {path!r} is empty: it has no column {columns[0]!r}")
     for file, look in known:
-        missing = [column for column in texts if column not in look.schema.names]
+        missing = [column for column in columns if column not in look.schema.names]
         if missing:
             where = "there" if len(files) == 1 else f"in {file.name!r} there"
             raise ConfigError(f"{where} is no column {missing[0]!r}; the columns are {', '.join(look.schema.names)}")

@@ -3,12 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
+
 from pooling.errors import ConfigError, InvalidRequest
 from pooling.intake import Intake
 from pooling.loading.card import ModelCard, Scoring
+from pooling.media import Image
 from pooling.request import PoolingParams, PoolingRequest, Prompt
 from pooling.scoring import MAX_SIM, check_scoring
 
+# Large enough for every processor: some refuse a picture that is smaller than a patch.
+_PICTURE = Image.of(np.zeros((64, 64, 3), np.uint8))
 RowTaskName = Literal["embed", "classify", "score", "reward"]
 ROW_TASKS: tuple[RowTaskName, ...] = get_args(RowTaskName)
 
@@ -37,13 +42,14 @@ def row_task(
     use_activation: bool | None = None,
     prompt_name: str | None = None,
     truncate: bool = False,
+    images: bool = False,
 ) -> RowTask:
-    """Raises ConfigError if the model does not do it: better once than in every row."""
+    """images: every row is a picture. Raises ConfigError if the model does not do it: better once than in every row."""
     params = PoolingParams(use_activation=use_activation, dimensions=dimensions)
     request = PoolingRequest([], name, params, -1 if truncate else None, prompt_name=prompt_name)
     try:
         task = _scoring(intake.card, request) if name == "score" else RowTask(name, (request,))
-        probe: Prompt = ("a", "a") if task.reads_pairs else "a"
+        probe: Prompt = _PICTURE if images else ("a", "a") if task.reads_pairs else "a"
         for each in task.requests:
             intake.tokenize(replace(each, inputs=[probe]))
     except InvalidRequest as error:

@@ -184,6 +184,7 @@ def _describe(card: ModelCard) -> str:
         "int8 range": _int8_range(card),
         "Matryoshka": any_size if sizes is None else ", ".join(map(str, sizes)) or "no",
         "longest input": f"{card.max_model_len} tokens",
+        "images": "none" if card.vision is None else str(card.vision),
         "prompts": ", ".join(card.prompts) or "none",
         "tensor parallel": _ranks(card),
     }

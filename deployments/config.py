@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from deployments.media import MediaConfig
 from pooling.config import ModelSpec, Settings, check_gpus
 from pooling.errors import ConfigError
 
@@ -143,6 +144,7 @@ class ServiceConfig(Settings):
     )
     access_log: bool = Field(False, description="one line of JSON for each HTTP request, with its id, on stderr")
     limits: Limits = Limits()
+    media: MediaConfig = MediaConfig()
 
     def all_api_keys(self) -> list[str]:
         """Those of the configuration and those of the file. Raises ConfigError if the file has none."""

@@ -8,8 +8,8 @@ from deployments import commands
 _INPUT_FORMATS = ("parquet", "jsonl", "csv", "text")
 _OUTPUT_FORMATS = ("parquet", "jsonl", "lance")
 _TASKS = {
-    "embed": "embed a column of texts in files",
-    "classify": "classify a column of texts in files",
+    "embed": "embed a column of texts or pictures in files",
+    "classify": "classify a column of texts or pictures in files",
     "score": "score a column of documents against a column of queries",
     "reward": "reward every token, or step, of a column of texts in files",
 }
@@ -49,13 +49,24 @@ def _add_column(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--column", default="text", help="the column with the texts; default text")
 
 
+def _add_image_column(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="read the pictures of this column instead of texts: bytes, paths, or structs of both as Hugging Face's "
+        "datasets store them",
+    )
+
+
 def _add_embed_columns(parser: argparse.ArgumentParser) -> None:
     _add_column(parser)
+    _add_image_column(parser)
     parser.add_argument("--output-column", help="the column for the vectors; default embedding")
 
 
 def _add_classify_columns(parser: argparse.ArgumentParser) -> None:
     _add_column(parser)
+    _add_image_column(parser)
     parser.add_argument("--output-column", help="the column for the probabilities; default probs")
     parser.add_argument("--label-column", default="label", help="the column for the likeliest label; default label")
 

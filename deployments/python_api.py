@@ -4,19 +4,27 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-from deployments.inputs import as_inputs
+from PIL import Image as Pillow
+
+from deployments.inputs import as_inputs, as_side
 from deployments.scorer import Asked, ranked, score
 from deployments.served import Answered, ServedModel
 from pooling.loading.card import InputType
+from pooling.media import Content, Conversation, Image, ImageEmbeds, ImagePrompt
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt, Rows
 from pooling.scoring import Scores
 
-Inputs = str | Ids | Sequence[Prompt] | Sequence[int]
+Picture = Pillow.Image | Image | ImageEmbeds
+Media = Picture | ImagePrompt | Content | Conversation
+Inputs = str | Ids | Sequence[Prompt] | Sequence[int] | Media | Sequence[str | Media]
+Side = str | Picture | Content
 
 
 class PythonApi:
     """The methods of the router's handle.
 
+    A model that takes images has them wherever a text may stand: as Pillow's, or as
+    the nouns of pooling/media.py, of which Content and Conversation have texts beside.
     Arguments that they share: `model`, None for the default one;
     `prompt_name`, a prompt of the model to put before every text; `input_type`,
     the side of a search that texts are on; `instruction`, what a template for
@@ -45,7 +53,7 @@ class PythonApi:
         truncate_prompt_tokens: int | None = None,
         timeout_s: float | None = None,
     ) -> Rows:
-        """One vector for each input: [inputs, dim] float32. A text, token ids, or a list of either."""
+        """One vector for each input: [inputs, dim] float32. A text, token ids, an image, or a list of them."""
         output = await self.pool(
             inputs,
             task="embed",
@@ -101,8 +109,8 @@ class PythonApi:
 
     async def score(
         self,
-        queries: str | Sequence[str],
-        documents: str | Sequence[str],
+        queries: Side | Sequence[Side],
+        documents: Side | Sequence[Side],
         *,
         model: str | None = None,
         instruction: str | None = None,
@@ -112,14 +120,14 @@ class PythonApi:
     ) -> Scores:
         """How relevant each document is to its query: [documents] float32. 1:1, 1:N or N:N, one by one."""
         served = self.pick(model, "score")
-        first, second = ([side] if isinstance(side, str) else list(side) for side in (queries, documents))
+        first, second = as_side(queries), as_side(documents)
         asked = Asked(use_activation, truncate_prompt_tokens, instruction=instruction)
         return (await score(self, served, first, second, asked, timeout_s)).scores
 
     async def rerank(
         self,
-        query: str,
-        documents: Sequence[str],
+        query: Side,
+        documents: Sequence[Side],
         *,
         model: str | None = None,
         top_n: int | None = None,

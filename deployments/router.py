@@ -18,6 +18,7 @@ from deployments.dispatch import EngineClient, Engines, Vitals
 from deployments.engines import ServeEngines
 from deployments.http.app import build_http
 from deployments.http.errors import status_of
+from deployments.image_loader import ImageLoader
 from deployments.logs import show_log
 from deployments.metrics import RouterMetrics, page
 from deployments.python_api import PythonApi
@@ -59,10 +60,11 @@ class Router(PythonApi):
     def _serve(self, config: ServiceConfig, intakes: Sequence["Intake"], engines: Sequence[Engines]) -> None:
         """Takes its models into service, each with its engines."""
         self.models: list[ServedModel] = []
+        self._images = ImageLoader(config.media, config.limits.max_body_bytes)
         for model, intake, replicas in zip(config.models, intakes, engines, strict=True):
             client = EngineClient(replicas, model.most_replicas, model.max_batch_tokens)
             admission = Admission(max(1, config.queued_tokens(model) // self._routers))
-            served = ServedModel(intake, client, admission, self._threads, self.limits, model.dtype)
+            served = ServedModel(intake, client, admission, self._threads, self._images, self.limits, model.dtype)
             self.models.append(served)
         self._by_name = {model.name: model for model in self.models}
 

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from deployments.served import ServedModel
-from pooling.request import Ids, PooledOutput, PoolingParams, PoolingRequest
+from pooling.media import Content
+from pooling.request import ContentPair, Ids, PooledOutput, PoolingParams, PoolingRequest
 from pooling.scoring import MAX_SIM, Scores, check_scoring, compare_all, pair_up
 
 if TYPE_CHECKING:
     from deployments.python_api import PythonApi
+
+# What is compared: texts, or texts and images for a model that takes them.
+Sides = Sequence[str | Content]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ class Scored:
 async def score(
     router: "PythonApi",
     model: ServedModel,
-    queries: Sequence[str],
-    documents: Sequence[str],
+    queries: Sides,
+    documents: Sides,
     asked: Asked,
     timeout_s: float | None = None,
 ) -> Scored:
@@ -66,14 +70,14 @@ async def score(
 async def _by_sides(
     router: "PythonApi",
     model: ServedModel,
-    queries: Sequence[str],
-    documents: Sequence[str],
+    queries: Sides,
+    documents: Sides,
     task: str,
     asked: Asked,
     timeout_s: float | None,
 ) -> Scored:
     """Of a model that reads queries and documents in two ways: two requests, side by side."""
-    sides: tuple[tuple[Literal["query", "document"], Sequence[str], int | None], ...] = (
+    sides: tuple[tuple[Literal["query", "document"], Sides, int | None], ...] = (
         ("query", queries, model.most_tokens(asked.max_tokens_per_query, "query")),
         ("document", documents, model.most_tokens(asked.max_tokens_per_doc, "doc")),
     )
@@ -104,16 +108,18 @@ def ranked(scores: Scores, top_n: int | None) -> list[int]:
 
 
 async def _side(
-    model: ServedModel, texts: Sequence[str], task: str, asked: Asked, which: Literal["query", "doc"]
-) -> Sequence[str] | list[Ids]:
-    """The texts of one side: as they are, or as ids where each may have only so many tokens."""
+    model: ServedModel, items: Sides, task: str, asked: Asked, which: Literal["query", "doc"]
+) -> Sequence[str | Content | Ids]:
+    """One side: as it is, or its texts as ids where each may have only so many tokens. Images are never cut."""
     most = model.most_tokens(asked.max_tokens_per_query if which == "query" else asked.max_tokens_per_doc, which)
-    if most is None:
-        return texts
+    texts = [item for item in items if isinstance(item, str)]
+    if most is None or not texts:
+        return items
     whole = asked.truncate_prompt_tokens
     limit = _least(whole, most)
     batch = await model.tokenize(replace(_request(texts, task, asked), truncate_prompt_tokens=limit))
-    return np.split(batch.ids, batch.offsets()[1:-1])
+    cut = iter(np.split(batch.ids, batch.offsets()[1:-1]))
+    return [next(cut) if isinstance(item, str) else item for item in items]
 
 
 def _parted(output: PooledOutput, first: int) -> tuple[PooledOutput, PooledOutput]:
@@ -127,7 +133,7 @@ def _parted(output: PooledOutput, first: int) -> tuple[PooledOutput, PooledOutpu
     )
 
 
-def _request(inputs: Sequence[str] | Sequence[tuple[str, str]], task: str, asked: Asked) -> PoolingRequest:
+def _request(inputs: Sides | Sequence[ContentPair], task: str, asked: Asked) -> PoolingRequest:
     pairs = task == "score"
     return PoolingRequest(
         inputs,

@@ -11,8 +11,10 @@ from deployments.admission import Admission
 from deployments.config import Limits
 from deployments.dispatch import EngineClient
 from deployments.engines import answer_bytes
+from deployments.image_loader import ImageLoader, has_pictures, pictures_of
 from pooling.errors import InputTooLong, InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
+from pooling.media import Content, Conversation, ImagePrompt
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingRequest
 from pooling.sparse import SparseView
 
@@ -29,11 +31,12 @@ _INLINE_CHARS = 4_096
 
 
 class Answered(NamedTuple):
-    """An answer, how many tokens the request had, and how long tokenising them took."""
+    """An answer, how many tokens the request had, how long tokenising them took, and how many of them were images'."""
 
     output: PooledOutput
     prompt_tokens: int
     tokenise_s: float = 0.0
+    image_tokens: int = 0
 
 
 class ServedModel:
@@ -45,6 +48,7 @@ class ServedModel:
         engines: EngineClient,
         admission: Admission,
         threads: Executor,
+        images: ImageLoader,
         limits: Limits,
         dtype: str = "auto",
     ) -> None:
@@ -54,6 +58,7 @@ class ServedModel:
         self.engines = engines
         self._intake = intake
         self._threads = threads
+        self._images = images
 
     @property
     def card(self) -> ModelCard:
@@ -80,7 +85,7 @@ class ServedModel:
             tokenise_s = time.monotonic() - started
             self._refuse_large_answer(batch)
             with self.admission.hold(batch.tokens):
-                return Answered(await self.engines.pool(batch), batch.tokens, tokenise_s)
+                return Answered(await self.engines.pool(batch), batch.tokens, tokenise_s, _image_tokens(batch))
         except Overloaded:
             if await self.engines.alive():
                 raise
@@ -99,7 +104,21 @@ class ServedModel:
         """The request as the engine reads it. Raises InvalidRequest of the fitting kind."""
         sizes = [_size(item) for item in request.inputs]
         self._refuse_long(sizes)
+        if has_pictures(request.inputs):
+            self._refuse_pictures(request.inputs)
+            return await self._images.read(request, self._intake.tokenize)
         return await self._run(sum(sizes), partial(self._intake.tokenize, request))
+
+    def _refuse_pictures(self, inputs: Sequence[Any]) -> None:
+        """Raises InvalidRequest for more than the model takes, before any is fetched or decoded."""
+        vision = self.card.vision
+        most = 0 if vision is None else vision.max_images
+        for number, item in enumerate(inputs):
+            given = sum(1 for _ in pictures_of([item]))
+            if given > most:
+                whose = f" (input {number} of {len(inputs)})" if len(inputs) > 1 else ""
+                why = f"{given} are given{whose}" if vision is not None else f"`{self.name}` reads text alone"
+                raise InvalidRequest(f"At most {most} image(s) may be provided in one prompt: {why}", "image")
 
     async def render(
         self,
@@ -181,7 +200,17 @@ class ServedModel:
 
 
 def _size(item: Any) -> int:
-    """Characters of a text or a pair of texts, or ids of a list; what has no length is no input, as intake says."""
+    """Characters of the texts of an input, or ids of a list; what has no length is no text, as intake says."""
     if isinstance(item, tuple):
-        return sum(len(text) for text in item if isinstance(text, str))
+        return sum(len(text) if isinstance(text, str) else _size(text) for text in item)
+    if isinstance(item, Content):
+        return sum(len(part) for part in item.parts if isinstance(part, str))
+    if isinstance(item, Conversation):
+        return sum(map(_size, item.messages))
+    if isinstance(item, ImagePrompt):
+        return _size(item.prompt)
     return len(item) if hasattr(item, "__len__") else 0
+
+
+def _image_tokens(batch: PackedBatch) -> int:
+    return sum(image.tokens for images in batch.media or () for image in images)

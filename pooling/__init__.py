@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pooling.errors import PoolingError
     from pooling.intake import Intake
     from pooling.llm import LLM
+    from pooling.media import Content, Conversation, Image, ImageEmbeds, ImagePrompt
     from pooling.request import PackedBatch, PooledOutput, PoolingParams, PoolingRequest
 
 __version__ = "0.1.0"
@@ -22,6 +23,11 @@ _HOMES = {
     "Intake": "pooling.intake",
     "ModelSpec": "pooling.config",
     "PoolerConfig": "pooling.config",
+    "Content": "pooling.media",
+    "Conversation": "pooling.media",
+    "Image": "pooling.media",
+    "ImageEmbeds": "pooling.media",
+    "ImagePrompt": "pooling.media",
     "PackedBatch": "pooling.request",
     "PooledOutput": "pooling.request",
     "PoolingParams": "pooling.request",
@@ -30,7 +36,12 @@ _HOMES = {
 }
 __all__ = [
     "LLM",
+    "Content",
+    "Conversation",
     "Engine",
+    "Image",
+    "ImageEmbeds",
+    "ImagePrompt",
     "Intake",
     "ModelSpec",
     "PackedBatch",

@@ -8,9 +8,18 @@ import numpy as np
 
 from pooling.errors import InvalidRequest
 from pooling.loading.card import InputType
+from pooling.media import Content, Conversation, Image, ImagePrompt, Picture
 from pooling.request import Ids, PoolingParams, PoolingRequest, Prompt
 
-Prompts = str | Sequence[int] | Sequence[str | Sequence[int] | Ids] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Media = Image | ImagePrompt | Content | Conversation
+Prompts = (
+    str
+    | Sequence[int]
+    | Sequence[str | Sequence[int] | Ids | Media]
+    | Mapping[str, Any]
+    | Sequence[Mapping[str, Any]]
+    | Media
+)
 
 _TOKENIZATION = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
 _PER_TEXT = ("max_tokens_per_query", "max_tokens_per_doc")
@@ -53,8 +62,10 @@ class Asked:
         )
 
 
-def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
-    """A single prompt as a list of one; vLLM's dicts as what they hold."""
+def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Any]:
+    """A single prompt as a list of one; vLLM's dicts still wrap what they hold."""
+    if isinstance(prompts, Media):
+        return [prompts]
     if not isinstance(prompts, Sequence | Mapping | np.ndarray) or (
         isinstance(prompts, np.ndarray) and not prompts.ndim
     ):
@@ -64,8 +75,7 @@ def as_list(prompts: Prompts | Sequence[Prompt]) -> list[Prompt]:
     single = isinstance(prompts, str | Mapping) or (
         len(prompts) > 0 and isinstance(prompts[0], int | np.integer) and not isinstance(prompts[0], bool)
     )
-    items = [prompts] if single else list(prompts)
-    return [_unwrap(item) for item in items]
+    return [prompts] if single else list(prompts)
 
 
 def texts_of(given: Any, name: str) -> list[str]:
@@ -79,10 +89,34 @@ def texts_of(given: Any, name: str) -> list[str]:
     return items
 
 
-def _unwrap(item: Any) -> Prompt:
+def sides_of(given: Any, name: str) -> list[str | Content]:
+    """One text or content, or several, as a list. Raises InvalidRequest for what is neither."""
+    if isinstance(given, Content):
+        return [given]
+    if isinstance(given, Sequence) and any(isinstance(item, Content) for item in given):
+        odd = next((item for item in given if not isinstance(item, str | Content)), None)
+        if odd is not None:
+            raise InvalidRequest(f"{name} holds {type(odd).__name__}; allowed are texts and Content", name)
+        return list(given)
+    return list(texts_of(given, name))
+
+
+def _with_images(prompt: Any, data: Any) -> ImagePrompt:
+    """vLLM's multi_modal_data: `image` is a picture, one that is embedded already, or a list of either."""
+    if not isinstance(data, Mapping) or set(data) != {"image"}:
+        given = ", ".join(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
+        raise InvalidRequest(f"multi_modal_data has {given or 'nothing'}; allowed is image", "multi_modal_data")
+    given = data["image"]
+    images = given if isinstance(given, list | tuple) else [given]
+    return ImagePrompt(prompt, tuple(one if isinstance(one, Picture) else Image.of(one) for one in images))
+
+
+def unwrap(item: Any) -> Prompt:
+    """vLLM's dict as what it holds; anything else as it is. Its images are copied, so it is done shortly before use."""
     if not isinstance(item, Mapping):
         return cast(Prompt, item)
     for key in ("prompt", "prompt_token_ids"):
         if key in item:
-            return cast(Prompt, item[key])
+            prompt = cast(Prompt, item[key])
+            return prompt if item.get("multi_modal_data") is None else _with_images(prompt, item["multi_modal_data"])
     raise InvalidRequest(f"a prompt has the keys {sorted(item)}; allowed is prompt or prompt_token_ids", "prompts")

@@ -1,6 +1,6 @@
 """Settings of the engine: whole, typed, frozen; unknown keys are refused by name."""
 
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -165,6 +165,9 @@ class ModelSpec(Settings):
     instruction: str | None = Field(None, description="what a template tells the model where a request does not")
     max_model_len: int | None = Field(None, gt=0, description="tokens an input may have; None: what the model takes")
     max_batch_tokens: int | None = Field(None, gt=0, description="tokens a forward pass may hold; None: chosen")
+    limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
+        {"image": 8}, min_length=1, description="how many images an input may have"
+    )
     step_timeout_s: float = Field(
         STEP_TIMEOUT_S, gt=0, description="a forward pass that takes longer hangs: its replica ends and is replaced"
     )

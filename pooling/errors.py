@@ -3,7 +3,16 @@
 PoolingError
 ├── InvalidRequest          the request cannot be served as it stands
 │   ├── InputTooLong        an input has more tokens or characters than the model takes
-│   └── UnsupportedTask     the model does not do what was asked
+│   ├── UnsupportedTask     the model does not do what was asked
+│   ├── MalformedDataUri    a data URI is not one
+│   ├── ImageTooLarge       an image has more bytes or pixels than are allowed
+│   ├── BadImage            what is meant as an image cannot be read as one
+│   │   ├── EmptyImage          it has no bytes
+│   │   ├── UnknownImageFormat  it is of no format that is read
+│   │   ├── WrongImageType      it is not what it calls itself
+│   │   └── DamagedImage        it begins as an image, but is cut off or broken
+│   ├── FetchRefused        a URL must not be fetched
+│   └── FetchFailed         a URL may be fetched, but there is no image to be had
 ├── UnknownModel            no model of that name is served
 ├── Overloaded              too many tokens wait already; try again later
 ├── Unavailable             no engine can answer now
@@ -47,6 +56,42 @@ class InputTooLong(InvalidRequest):
 
 class UnsupportedTask(InvalidRequest):
     """The model does not do what was asked."""
+
+
+class MalformedDataUri(InvalidRequest):
+    """A data URI is not one, or not base64."""
+
+
+class ImageTooLarge(InvalidRequest):
+    """An image, or the images of a request together, have more bytes or pixels than are allowed."""
+
+
+class BadImage(InvalidRequest):
+    """What is meant as an image cannot be read as one."""
+
+
+class EmptyImage(BadImage):
+    """An image has no bytes."""
+
+
+class UnknownImageFormat(BadImage):
+    """An image is of no format that is read."""
+
+
+class WrongImageType(BadImage):
+    """An image is not of the type that it is said to be."""
+
+
+class DamagedImage(BadImage):
+    """An image is cut off or broken."""
+
+
+class FetchRefused(InvalidRequest):
+    """The service must not fetch a URL."""
+
+
+class FetchFailed(InvalidRequest):
+    """The service may fetch a URL, but gets no image there."""
 
 
 class UnknownModel(PoolingError):

@@ -19,6 +19,7 @@ from pooling.heads import Head
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
+from pooling.media import Media
 from pooling.parallel.shard import Shard
 from pooling.prepacked import prepack
 from pooling.self_check import check
@@ -56,7 +57,11 @@ class Forward(Protocol):
         lengths: NDArray[np.int32],
         second: NDArray[np.int32] | None = None,
         attended: NDArray[np.int32] | None = None,
-    ) -> StepInput: ...
+        media: Media | None = None,
+    ) -> StepInput:
+        """ids of inputs laid end to end, longest first, lengths [inputs]. media: of each input its images; only a model
+        that takes images is given any."""
+        ...
 
     def to_device(self, array: NDArray[Any]) -> Tensor: ...
 
@@ -124,11 +129,11 @@ def obstacle(description: Description, dtype: torch.dtype, device: torch.device)
         return f"family {description.card.model_type} is not known to run packed"
     if device.type == "cuda" and dtype == torch.float32:
         return "packed attention on CUDA takes bfloat16 and float16 only"
-    if device.type == "cuda" and getattr(description.config, "attn_logit_softcapping", None) is not None:
+    if device.type == "cuda" and getattr(description.stack, "attn_logit_softcapping", None) is not None:
         return "packed attention on CUDA has no softcap"
     if device.type == "cuda" and description.family.position_bias:
         return "packed attention on CUDA adds no position bias"
-    if device.type == "cuda" and not _fits_flash_attention(description.config):
+    if device.type == "cuda" and not _fits_flash_attention(description.stack):
         return "packed attention on CUDA takes heads of up to 256 dimensions, a multiple of 8"
     return None
 
@@ -155,7 +160,7 @@ class PackedForward:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
-        return _to_device(array, self._device)
+        return to_device(array, self._device)
 
     def prepare(
         self,
@@ -163,9 +168,10 @@ class PackedForward:
         lengths: NDArray[np.int32],
         second: NDArray[np.int32] | None = None,
         attended: NDArray[np.int32] | None = None,
+        media: Media | None = None,
     ) -> StepInput:
         ends = np.cumsum(lengths, dtype=np.int64)
-        places = _places(lengths)
+        places = places_of(lengths)
         positions = places if self._counted_from is None else self._positions(ids, ends - lengths, lengths)
         cu_seqlens = None
         if self._device.type == "cuda":
@@ -219,7 +225,7 @@ class PaddedForward:
         self._keywords = _keywords(model)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
-        return _to_device(array, self._device)
+        return to_device(array, self._device)
 
     def prepare(
         self,
@@ -227,10 +233,11 @@ class PaddedForward:
         lengths: NDArray[np.int32],
         second: NDArray[np.int32] | None = None,
         attended: NDArray[np.int32] | None = None,
+        media: Media | None = None,
     ) -> StepInput:
         sizes = tuple(lengths.tolist())
         tokens = self.to_device(ids.astype(np.int64)[None])
-        types = None if second is None else self.to_device(_types(_places(lengths), lengths, second)[None])
+        types = None if second is None else self.to_device(_types(places_of(lengths), lengths, second)[None])
         seen = None if attended is None else tuple(attended.tolist())
         lengths_there = self.to_device(lengths.astype(np.int64))
         return StepInput(tokens, tokens, lengths_there, sizes, Packing.of(sizes), types, seen)
@@ -266,7 +273,8 @@ class PaddedForward:
 
 
 @contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
+def alone_by_eager(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model runs transformers' own eager attention."""
     before = [(config, config._attn_implementation) for config in _configs(model)]
     for config, _ in before:
         config._attn_implementation = "eager"
@@ -285,7 +293,7 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
 
 def _alone(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """ids [1, tokens], by eager attention."""
-    with _eager(model):
+    with alone_by_eager(model):
         hidden: Tensor = model(input_ids=ids, **_keywords(model))[0]
     return hidden[0]
 
@@ -295,7 +303,7 @@ def _keywords(model: PreTrainedModel) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def _places(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+def places_of(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
     """Of each token, which one of its input it is."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.arange(ends[-1], dtype=np.int64) - np.repeat(ends - lengths, lengths)
@@ -310,6 +318,7 @@ def _pad(inputs: Sequence[Tensor], value: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True, padding_value=value)
 
 
-def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Over pinned memory to a GPU; on a CPU the array's own memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -23,13 +23,19 @@ from pooling.judge import (
     too_many_characters,
     too_many_tokens,
 )
+from pooling.judge_media import check_media
 from pooling.loading.card import ModelCard, Side
 from pooling.loading.describe import describe
 from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
+from pooling.loading.vision import Vision
+from pooling.media import Content, Picture
 from pooling.pairs import check_template, read_pairs
 from pooling.prompts import ROLES, role_prompt
-from pooling.request import Chunks, Frame, Ids, PackedBatch, Pair, PoolingRequest, TokenizedInput
+from pooling.request import Chunks, ContentPair, Frame, Ids, PackedBatch, Pair, PoolingRequest, Prompt, TokenizedInput
+from pooling.vision.decoder_intake import DecoderIntake, RetrievalIntake
+from pooling.vision.intake import MEDIA, MediaIntake, Place, Reading, TowersIntake
+from pooling.vision.reader import ImageReader
 
 
 class Intake:
@@ -38,8 +44,11 @@ class Intake:
     Safe to call from several threads.
     """
 
-    def __init__(self, card: ModelCard, tokenizer: TextTokenizer) -> None:
-        self.card = card
+    def __init__(self, card: ModelCard, tokenizer: TextTokenizer, reader: ImageReader | None = None) -> None:
+        """reader: of a model that takes images."""
+        self.card, self.images = card, reader
+        self._media = None if reader is None else _media_intake(card, reader, tokenizer)
+        self._fill = _filling(card.vision, tokenizer)
         self.tokenizer = self._tokenizer = tokenizer
         check_template(tokenizer, card.template)
 
@@ -47,7 +56,10 @@ class Intake:
     def load(cls, spec: ModelSpec) -> Self:
         """Reads the model's small files. Raises StartupError of the fitting kind."""
         description = describe(spec)
-        return cls(description.card, TextTokenizer.load(description.backbone, description.card.markers))
+        vision, backbone = description.card.vision, description.backbone
+        images_alone = vision is not None and vision.kind == "images"
+        tokenizer = TextTokenizer.none() if images_alone else TextTokenizer.load(backbone, description.card.markers)
+        return cls(description.card, tokenizer, None if vision is None else ImageReader.load(backbone, vision))
 
     def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it.
@@ -61,33 +73,68 @@ class Intake:
         check_params(task, request.params, self.card)
         if isinstance(request.inputs, str) or not len(request.inputs):
             raise InvalidRequest("You must pass at least one prompt", "input")
+        if request.input_type not in (None, *ROLES):
+            allowed = " or ".join(ROLES)
+            raise InvalidRequest(f"input_type is {request.input_type!r}; allowed is {allowed}", "input_type")
+        read: dict[int, TokenizedInput] = {}
+        if self.card.vision is not None or not MEDIA.isdisjoint(map(type, request.inputs)):
+            request, read = self._with_images(request, task)
         if any(isinstance(item, Chunks) for item in request.inputs):
             batch = PackedBatch.pack(self._chunks(request, task), task, request.params)
             return replace(batch, by_segment=True, first=request.first)
         limit = self._limit(request, task)
-        if request.input_type not in (None, *ROLES):
-            allowed = " or ".join(ROLES)
-            raise InvalidRequest(f"input_type is {request.input_type!r}; allowed is {allowed}", "input_type")
         if any(_is_pair(item) for item in request.inputs):
-            return replace(PackedBatch.pack(self._pairs(request, limit), task, request.params), first=request.first)
+            batch = replace(PackedBatch.pack(self._pairs(request, limit), task, request.params), first=request.first)
+            if self._media is not None:
+                check_media(batch, self.card)  # a text may name the place of an image that it has not
+            return batch
         given = next((name for name in ("instruction", "chat_template") if getattr(request, name) is not None), None)
         if given is not None:
             raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
-        texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str)]
+        texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str) and index not in read]
         places = self._places(request, texts)
-        ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit, places)
+        ids: list[Ids] = []
+        if texts or not read:  # a prompt for what is no text is refused there
+            ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit, places)
         left_out = self._left_out(request, task, limit) if texts else 0
-        side = self._side(request)
-        by_index = {
+        side = self._side(request) or self._fill
+        by_index = read | {
             i: _expanded(TokenizedInput(one, segments=_behind(left_out, one)), side)
             for i, one in zip(texts, ids, strict=True)
         }
         items = [
-            by_index[i] if i in by_index else TokenizedInput(self._ids(item, i, request, task, limit))
+            by_index[i] if i in by_index else _expanded(TokenizedInput(self._ids(item, i, request, task, limit)), side)
             for i, item in enumerate(request.inputs)
         ]
         batch = PackedBatch.pack(items, task, request.params, request.input_type)
-        return self._framed(replace(batch, first=request.first) if request.first else batch, request)
+        batch = replace(batch, first=request.first) if request.first else batch
+        if self._media is not None:
+            check_media(batch, self.card)
+        return self._framed(batch, request)
+
+    def _with_images(self, request: PoolingRequest, task: str) -> tuple[PoolingRequest, dict[int, TokenizedInput]]:
+        """The request with inputs of text alone as that text, and its inputs that have images, by index."""
+        vision = self.card.vision
+        if vision is None or self._media is None:
+            raise InvalidRequest(f"{self.card.name!r} reads text alone; images are for models that take them", "input")
+        kinds = MEDIA if vision.texts is None else MEDIA | {str}
+        if vision.kind != "images" and kinds.isdisjoint(map(type, request.inputs)):
+            return request, {}
+        reading = Reading(request, self._prompt(request, True), self._limit(request, task))
+        count = request.of or len(request.inputs)
+        inputs: list[Prompt] = list(request.inputs)
+        read: dict[int, TokenizedInput] = {}
+        for index, item in enumerate(request.inputs):
+            one: Any = item
+            if type(item) in kinds:
+                one = self._media.read(item, Place(request.first + index, count), reading)
+            if isinstance(one, TokenizedInput):
+                read[index] = one
+            else:
+                inputs[index] = one
+        if len(read) < len(inputs) and vision.kind == "images":
+            raise InvalidRequest(f"{self.card.name!r} reads images alone; a text is given", "input")
+        return replace(request, inputs=inputs), read
 
     @staticmethod
     def _places(request: PoolingRequest, inputs: Sequence[int] | None = None) -> Places:
@@ -236,9 +283,14 @@ class Intake:
                 "input",
             )
         pairs: list[Pair] = []
+        pictures: dict[int, list[Picture]] = {}
         for index, item in enumerate(request.inputs):
-            if not (isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)):
+            if not (
+                isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str | Content) for text in item)
+            ):
                 raise InvalidRequest(f"input {request.first + index} is no pair of two texts, as others are", "input")
+            if any(isinstance(text, Content) for text in item):
+                item, pictures[index] = self._written(cast(ContentPair, item))
             pairs.append(cast(Pair, item))
         if self.card.lower_case:
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
@@ -256,19 +308,64 @@ class Intake:
             self.most_tokens(request.max_tokens_per_query, "query"),
             self.most_tokens(request.max_tokens_per_doc, "doc"),
         )
-        template, prompt = self._template(request), self._prompt(request, True)
+        template = self._template(request)
+        plain = [pair for index, pair in enumerate(pairs) if not pictures.get(index)]
+        encoded = self._encoded(plain, request, template, limit, bounds)
+        if len(plain) < len(pairs):
+            # A placeholder must not be cut off; what is too long with its images is refused.
+            drawn = [pair for index, pair in enumerate(pairs) if pictures.get(index)]
+            apart = iter(encoded), iter(self._encoded(drawn, request, template, None, bounds))
+            encoded = [next(apart[bool(pictures.get(index))]) for index in range(len(pairs))]
+        marked = self.card.token_types and self._tokenizer.marks_second and template is None
+        items = [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
+        for index, number in enumerate(places.numbers):
+            refuse_empty(items[index].ids, number, places.count)
+            if pictures.get(index):
+                items[index] = self._expanded_pair(
+                    items[index].ids, pictures[index], Place(number, places.count), limit
+                )
+            if len(items[index].ids) > most:
+                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
+        return items
+
+    def _encoded(
+        self,
+        pairs: list[Pair],
+        request: PoolingRequest,
+        template: Template | None,
+        limit: int | None,
+        most: tuple[int | None, int | None],
+    ) -> list[tuple[Ids, int]]:
+        """Each pair as one input, and the token at which its second text begins."""
+        prompt = self._prompt(request, True)
         if template is not None:
             told = request.instruction if request.instruction is not None else prompt or None
-            encoded = [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, bounds, told)]
-        else:
-            pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
-            encoded = self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, bounds)
-        for number, (ids, _) in zip(places.numbers, encoded, strict=True):
-            refuse_empty(ids, number, places.count)
-            if len(ids) > most:
-                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
-        marked = self.card.token_types and self._tokenizer.marks_second and template is None
-        return [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
+            return [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, most, told)]
+        pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
+        return self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, most)
+
+    def _expanded_pair(self, ids: Ids, pictures: list[Picture], place: Place, limit: int | None) -> TokenizedInput:
+        assert isinstance(self._media, DecoderIntake)
+        read = self._media.expand(ids, pictures, place)
+        if limit is not None and len(read.ids) > limit:
+            raise InvalidRequest(
+                f"a pair with images has {len(read.ids)} tokens, and truncate_prompt_tokens allows {limit}; only texts "
+                f"are cut{place}",
+                "truncate_prompt_tokens",
+            )
+        return read
+
+    def _written(self, pair: ContentPair) -> tuple[Pair, list[Picture]]:
+        """A pair with images as its texts, with the places of the images, and the images."""
+        if not isinstance(self._media, DecoderIntake):
+            raise InvalidRequest(f"{self.card.name!r} reads text alone; images are for models that take them", "input")
+        texts: list[str] = []
+        pictures: list[Picture] = []
+        for side in pair:
+            text, more = (side, []) if isinstance(side, str) else self._media.written(side)
+            texts.append(text)
+            pictures += more
+        return (texts[0], texts[1]), pictures
 
     def _template(self, request: PoolingRequest) -> Template | None:
         if request.chat_template is None:
@@ -387,5 +484,20 @@ def _expanded(read: TokenizedInput, side: Side | None) -> TokenizedInput:
     return TokenizedInput(np.concatenate([ids, more]), attended=None if side.attends else len(ids))
 
 
+def _media_intake(card: ModelCard, reader: ImageReader, tokenizer: TextTokenizer) -> MediaIntake:
+    assert card.vision is not None
+    if card.vision.kind != "decoder":
+        return TowersIntake(card, reader)
+    kind = RetrievalIntake if card.vision.texts == "query" else DecoderIntake
+    return kind(card, reader, tokenizer)
+
+
+def _filling(vision: Vision | None, tokenizer: TextTokenizer) -> Side | None:
+    """How texts are filled up by a model that was trained on texts of one length."""
+    if vision is None or vision.fill_to is None:
+        return None
+    return Side(expand_to=vision.fill_to, expansion_id=tokenizer.named_ids.get("pad", 0), attends=True)
+
+
 def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple) and any(isinstance(part, str) for part in item)
+    return isinstance(item, tuple) and any(isinstance(part, str | Content) for part in item)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pooling.errors import InputTooLong, InvalidRequest, UnsupportedTask
+from pooling.judge_media import check_media
 from pooling.loading.card import ModelCard
 from pooling.request import Ids, PackedBatch, PoolingParams, PoolingRequest
 from pooling.tasks import TASKS, parts_of
@@ -51,10 +52,15 @@ def check_batch(batch: PackedBatch, card: ModelCard) -> None:
         )
     if batch.segments is not None or batch.by_segment:
         _check_segments(batch, card)
+    lengths = batch.lengths
+    if batch.media is not None or card.vision is not None:
+        check_media(batch, card)
+        if batch.media is not None and card.vision is not None and card.vision.kind != "decoder":
+            lengths = np.where([bool(images) for images in batch.media], 0, lengths)  # an image is no text of the model
     most = card.max_model_len if batch.by_segment else card.longest(batch.task)
-    if most is not None and int(batch.lengths.max()) > most:
-        index = int(batch.lengths.argmax())
-        given = int(batch.lengths[index])
+    if most is not None and int(lengths.max()) > most:
+        index = int(lengths.argmax())
+        given = int(lengths[index])
         raise too_many_tokens(str(given), given, most, batch.first + index, len(batch))
 
 

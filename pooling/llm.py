@@ -9,12 +9,13 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from pooling.asked import Asked, Prompts, texts_of
+from pooling.asked import Asked, Prompts, sides_of, texts_of
 from pooling.config import HfOverrides, ModelSpec, PoolerConfig, Task, parse_settings
 from pooling.errors import InvalidRequest
 from pooling.judge import check_params, check_task
 from pooling.kept import apart, side_of
 from pooling.loading.card import InputType
+from pooling.media import Content
 from pooling.offline import OfflineEngine
 from pooling.outputs import (
     ClassificationOutput,
@@ -50,6 +51,7 @@ class LLM:
     chat_template, Jinja or a file of it, how a pair reads; instruction, what a
     template tells the model. tensor_parallel_size: over how many GPUs of this
     machine the model is split, each in a process that is started here.
+    limit_mm_per_prompt: how many images an input may have, as {"image": 8}.
     Raises StartupError of the fitting kind if the model cannot be served exactly.
     Usable as a context manager; close() ends its threads.
     """
@@ -69,6 +71,7 @@ class LLM:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         served_model_name: str | None = None,
         tensor_parallel_size: int = 1,
+        limit_mm_per_prompt: Mapping[str, int] | None = None,
     ) -> None:
         override = override_pooler_config
         settings = {
@@ -85,6 +88,8 @@ class LLM:
             "max_batch_tokens": max_batch_tokens,
             "tensor_parallel_size": tensor_parallel_size,
         }
+        if limit_mm_per_prompt is not None:
+            settings["limit_mm_per_prompt"] = dict(limit_mm_per_prompt)
         spec = parse_settings(ModelSpec, settings, "LLM")
         self._offline = OfflineEngine(spec)
         self.card = self._offline.card
@@ -104,7 +109,9 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """The pooled hidden states of each prompt, as they are.
 
-        prompts: a text, a list of token ids, or a list of either.
+        prompts: a text, a list of token ids, or a list of either; for a model that
+        takes images also the nouns of pooling/media.py, and vLLM's dicts with
+        `multi_modal_data`.
         pooling_task: None is the model's default task; several joined by `&` are
         answered from one forward pass. What is put before every text: `prompt`, or
         the model's prompt of that `prompt_name`; neither: its default prompt, and ""
@@ -328,8 +335,8 @@ class LLM:
 
     def score(
         self,
-        data_1: str | Sequence[str],
-        data_2: str | Sequence[str],
+        data_1: str | Content | Sequence[str | Content],
+        data_2: str | Content | Sequence[str | Content],
         /,
         *,
         pooling_params: PoolingParams | None = None,
@@ -339,7 +346,7 @@ class LLM:
         chat_template: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[ScoringRequestOutput]:
-        """How relevant each of data_2 is to data_1: 1:1, 1:N, or N:N one by one.
+        """How relevant each of data_2 is to data_1: 1:1, 1:N, or N:N one by one; texts, or Content with images.
 
         A cross-encoder reads each pair; an embedding model's vectors are
         compared as its files say, by cosine where they say nothing. prompt_name:
@@ -350,7 +357,7 @@ class LLM:
         neither, InvalidRequest if one text cannot be served; none is then.
         """
         kind = check_scoring(self.card)
-        first, second = texts_of(data_1, "data_1"), texts_of(data_2, "data_2")
+        first, second = sides_of(data_1, "data_1"), sides_of(data_2, "data_2")
         pairs = pair_up(first, second)
         if kind == "cross_encoder":
             asked = Asked(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pooling.asked import Asked, Prompts, as_list
+from pooling.asked import Asked, Prompts, as_list, unwrap
 from pooling.config import ModelSpec
 from pooling.engine import Engine
 from pooling.errors import EngineDead
@@ -23,6 +23,8 @@ from pooling.request import Ids, PackedBatch, PooledOutput, Prompt, Rows
 # Inputs tokenised at once: enough for long runs of equal length, which the CPU kernel likes,
 # while the next ones are tokenised during the forward pass of these.
 _CHUNK = 2_048
+# Where inputs may have images, which take up to some 20 MiB each when they are processed.
+_CHUNK_OF_IMAGES = 64
 _CHUNKS_AHEAD = 2
 # Of answers as wide as a vocabulary, which are held until they are read.
 _CHUNK_BYTES = 64 * 2**20
@@ -60,11 +62,12 @@ class OfflineEngine:
                 for _, future in under_way:
                     future.cancel()
 
-    def _batches(self, inputs: list[Prompt], asked: Asked) -> Iterator[PackedBatch]:
+    def _batches(self, inputs: list[Any], asked: Asked) -> Iterator[PackedBatch]:
         wide = asked.task is not None and asked.task == self.card.sparse_task == "embed"
         chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.card.dim))) if wide else _CHUNK
+        chunk = chunk if self.card.vision is None else _CHUNK_OF_IMAGES
         for start in range(0, max(len(inputs), 1), chunk):
-            request = asked.request(inputs[start : start + chunk])
+            request = asked.request([unwrap(item) for item in inputs[start : start + chunk]])
             yield self.intake.tokenize(replace(request, first=start, of=len(inputs)))
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pooling.media import Content, Conversation, Image, ImagePrompt, Media, ProcessedImage, join_media
+
 Ids = NDArray[np.int32]
 Rows = NDArray[np.float32]
 Pair = tuple[str, str]
@@ -20,7 +22,9 @@ class Chunks:
     separator: str = " "
 
 
-Prompt = str | Sequence[int] | Ids | Pair | Chunks
+# Of a query and a document, each a text or texts and images.
+ContentPair = tuple[str | Content, str | Content]
+Prompt = str | Sequence[int] | Ids | Pair | Chunks | Image | ImagePrompt | Content | Conversation | ContentPair
 Number = TypeVar("Number", bound="np.generic")
 
 
@@ -50,7 +54,8 @@ class PoolingRequest:
     """What a caller asks for, before tokenising.
 
     inputs: texts, lists of token ids, pairs of a query and a document for a
-    model that reads them together, or Chunks. max_tokens_per_query and max_tokens_per_doc
+    model that reads them together, or Chunks; for a model that takes images also
+    the nouns of pooling/media.py. max_tokens_per_query and max_tokens_per_doc
     cut each text of a pair, special tokens not counted; None: not at all.
     instruction and chat_template are for models that read a pair by a template:
     what the template tells the model, and another template; None: the model's own.
@@ -86,13 +91,14 @@ class TokenizedInput(NamedTuple):
     """One input as the model reads it: ids [tokens] int32; from token `second` on it is the second text of a pair.
 
     segments [tokens] int32: as in PackedBatch. Only its first `attended` tokens are
-    seen by the others, None: all.
+    seen by the others, None: all. media: its images, whose tokens are among ids.
     """
 
     ids: Ids
     second: int | None = None
     segments: Ids | None = None
     attended: int | None = None
+    media: tuple[ProcessedImage, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -117,7 +123,9 @@ class PackedBatch:
     attended [inputs] int32, where queries are filled up with tokens that their
     own do not see: how many of each input's tokens are seen, from its first on.
     input_type: the side that all inputs are on. first: the number of the first
-    input in the caller's list, of which the batch may be a slice.
+    input in the caller's list, of which the batch may be a slice. media: of each
+    input its images, whose tokens ids has as placeholders; None: no input has
+    any. An image that several inputs share is one object, and travels once.
     """
 
     ids: Ids
@@ -131,6 +139,7 @@ class PackedBatch:
     attended: Ids | None = None
     input_type: Literal["query", "document"] | None = None
     first: int = 0
+    media: Media | None = None
 
     @classmethod
     def pack(
@@ -148,6 +157,7 @@ class PackedBatch:
             segments = np.concatenate(
                 [np.zeros(len(i.ids), np.int32) if i.segments is None else i.segments for i in inputs]
             )
+        media = tuple(item.media for item in inputs) if any(item.media for item in inputs) else None
         return cls(
             ids.astype(np.int32, copy=False),
             lengths,
@@ -157,6 +167,7 @@ class PackedBatch:
             segments,
             attended=attended,
             input_type=input_type,
+            media=media,
         )
 
     @classmethod
@@ -176,6 +187,7 @@ class PackedBatch:
             segments=segments,
             frame=frame,
             attended=attended,
+            media=join_media([batch.media for batch in batches], [len(batch) for batch in batches]),
         )
 
     def __len__(self) -> int:
@@ -205,6 +217,9 @@ class PackedBatch:
     def _part(self, tokens: Any, inputs: Any) -> "PackedBatch":
         second, attended = (None if given is None else given[inputs] for given in (self.second, self.attended))
         segments = None if self.segments is None else self.segments[tokens]
+        media = self.media
+        if media is not None:
+            media = media[inputs] if isinstance(inputs, slice) else tuple(media[index] for index in inputs)
         return replace(
             self,
             ids=self.ids[tokens],
@@ -212,6 +227,7 @@ class PackedBatch:
             second=second,
             segments=segments,
             attended=attended,
+            media=media,
         )
 
 

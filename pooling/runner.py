@@ -17,6 +17,7 @@ from pooling.kept import kept, side_of
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.describe import Description, describe
 from pooling.loading.dtype import choose_device, choose_dtype
+from pooling.media import join_media
 from pooling.parallel.forward import GroupForward, load_group
 from pooling.parallel.group import StartRanks
 from pooling.parallel.local import start_local
@@ -24,6 +25,7 @@ from pooling.poolers import POOLERS
 from pooling.poolers.splade import SpladePooler
 from pooling.request import PackedBatch, PooledOutput, PoolingParams, join_given, join_segments
 from pooling.tasks import TASKS, parts_of
+from pooling.vision.choose import choose_vision_forward
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
 _CPU_STEP_TOKENS = 1_024
@@ -133,7 +135,8 @@ class LocalRunner:
             self._group, self._heads = load_group(spec, *how, start)
             self._forward = self._group
         else:
-            self._forward, self._heads = choose_forward(*how)
+            choose = choose_forward if self.card.vision is None else choose_vision_forward
+            self._forward, self._heads = choose(*how)
         try:
             self._read_card(description)
         except BaseException:
@@ -174,6 +177,7 @@ class LocalRunner:
         lengths = np.concatenate([part.lengths for part in parts])
         ids = np.concatenate([part.ids for part in parts])
         second, attended = join_given(parts, "second"), join_given(parts, "attended")
+        media = join_media([part.media for part in parts], [len(part) for part in parts])
         # Neighbours of equal length are computed in one product, if as many of their tokens are seen.
         order = np.argsort(-lengths, kind="stable") if attended is None else np.lexsort((attended, -lengths))
         place = np.empty_like(order)  # where the input now lies, for each input in part order
@@ -182,7 +186,8 @@ class LocalRunner:
         if np.any(order[1:] < order[:-1]):
             ids = ids[_tokens_of(order, lengths)]
         second, attended = (None if given is None else given[order] for given in (second, attended))
-        step = self._forward.prepare(ids, sorted_lengths, second, attended)
+        media = None if media is None else tuple(media[index] for index in order)
+        step = self._forward.prepare(ids, sorted_lengths, second, attended, media)
         asks = tuple(self._asks(parts, ids, place, sorted_lengths))
         return Prepared(step, asks, tuple(parts_of(part.task) for part in parts))
 
@@ -262,7 +267,8 @@ class LocalRunner:
             hidden, head = head(hidden.float()), None
         if ask.pooled is not None:
             hidden, lengths = hidden[ask.pooled.tokens], ask.pooled.lengths
-        source = hidden if ask.by_token else POOLERS[pooler.pooling_type](hidden, lengths)
+        whole = ask.by_token or pooler.pooling_type == "MODEL"  # which has made a row of each input itself
+        source = hidden if whole else POOLERS[pooler.pooling_type](hidden, lengths)
         rows = source[ask.rows].float()
         return rows if head is None else head(rows)
 

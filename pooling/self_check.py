@@ -26,28 +26,29 @@ def check(forward: "Forward", description: Description, dtype: torch.dtype) -> s
     expert: there both questions are asked within rounding, and more of it.
     """
     limit = description.card.max_model_len
-    window = getattr(description.config, "sliding_window", None) or 0
+    window = getattr(description.stack, "sliding_window", None) or 0
     long = min(max(24, min(window + 9, 1_024)), limit)
     short = max(1, min(11, limit))
     draw = np.random.default_rng(0)
-    a, b, other = (_draw(draw, size, description) for size in (long, short, short))
-    c = _draw(draw, long, description)
-    experts = _has_experts(description.config)
+    a, b, other = (draw_ids(draw, size, description) for size in (long, short, short))
+    c = draw_ids(draw, long, description)
+    experts = _has_experts(description.stack)
     allowed = 1e-3 if dtype == torch.float32 else 0.2 if experts else 0.05
     with torch.inference_mode():
         together = _run(forward, a, b)
         leak = max(
-            _difference(_run(forward, a, other)[:long], together[:long]),
-            _difference(_run(forward, c, b)[long:], together[long:]),
+            difference(_run(forward, a, other)[:long], together[:long]),
+            difference(_run(forward, c, b)[long:], together[long:]),
         )
         if leak > (allowed if experts else 0.0):
             return "an input changes when another one does"
         alone = torch.cat([forward.alone(ids) for ids in (a, b)])
-    error = _difference(together, alone)
+    error = difference(together, alone)
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
 
 
-def _difference(rows: Tensor, truth: Tensor) -> float:
+def difference(rows: Tensor, truth: Tensor) -> float:
+    """The length of what is wrong, as a share of the truth's."""
     return float((rows.float() - truth.float()).norm() / truth.float().norm())
 
 
@@ -55,10 +56,10 @@ def _has_experts(config: PreTrainedConfig) -> bool:
     return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
-def _draw(draw: np.random.Generator, size: int, description: Description) -> NDArray[np.int32]:
+def draw_ids(draw: np.random.Generator, size: int, description: Description) -> NDArray[np.int32]:
     """Random ids without the padding id, from which some models compute positions."""
     ids = draw.integers(0, description.card.vocab_size, size).astype(np.int32)
-    pad = getattr(description.config, "pad_token_id", None)
+    pad = getattr(description.stack, "pad_token_id", None)
     return np.where(ids == pad, (ids + 1) % description.card.vocab_size, ids).astype(np.int32)
 
 

@@ -17,10 +17,11 @@ import pytest
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of a family's checkpoint, by its name in tests/checkpoints."""
     from tests.checkpoints import EVERY
+    from tests.checkpoints.images import WITH_IMAGES
 
     @cache
     def write(name: str) -> Path:
-        return EVERY[name].write(tmp_path_factory.mktemp(name))
+        return (WITH_IMAGES[name] if name in WITH_IMAGES else EVERY[name]).write(tmp_path_factory.mktemp(name))
 
     return write
 

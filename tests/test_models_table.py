@@ -1,8 +1,8 @@
 """docs/models.md says what the tests compare."""
 
-from tests.models_table import DOCUMENT, with_table
+from tests.models_table import DOCUMENT, with_tables
 
 
 def test_the_documented_families_are_those_that_are_compared() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
-    assert with_table(document) == document, "run: python -m tests.models_table"
+    assert with_tables(document) == document, "run: python -m tests.models_table"

@@ -19,7 +19,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 _MOST_ERRORS = 10
 # pydantic's names for the branches of a union, which are no part of the body.
-_BRANCHES = ("str", "int", "ChatMessage", "Part", "TextItem", "ContentItem")
+_BRANCHES = ("str", "int", "ChatMessage", "Part", "ImageUrl", "ImageRows", "TextItem", "ContentItem")
 _MOST_INPUT_CHARS = 200
 _MANY_FIELDS = 100  # Repr sorts all keys before it shows a few
 

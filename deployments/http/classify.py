@@ -11,7 +11,7 @@ from deployments.http.body import read_body
 from deployments.http.encode import usage
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
-from deployments.http.prompts import prompts
+from deployments.http.prompts import asked
 from deployments.http.schemas.pooling import ClassifyBody, classify_kind
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class ClassifyRoutes:
         model = self._router.pick(body.model, "classify")
         if "classify" not in model.card.tasks:
             raise ApiNotServed("The model does not support Classification API")
-        asked = body.request(await prompts(body, model), "classify")
-        answer = await self._router.answer(model, asked, timeout_s(request))
+        wanted = await asked(body, model, "classify")
+        answer = await self._router.answer(model, wanted, timeout_s(request))
         names, labels = model.card.labels_of("classify"), answer.output.data.argmax(axis=1).tolist()
         found = {
             "id": response_id("classify", request, body.request_id),

@@ -12,8 +12,9 @@ from deployments.http.body import read_body
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
 from deployments.http.packing import EmbeddingType, Packing, packing_of
-from deployments.http.schemas.chat import ChatMessage
+from deployments.http.schemas.chat import ChatMessage, content_of
 from deployments.http.schemas.cohere import CohereEmbedBody, cohere_embed_kind
+from deployments.media import SentImage
 from deployments.served import ServedModel
 from pooling.errors import InvalidRequest
 from pooling.loading.card import ModelCard
@@ -38,9 +39,9 @@ class CohereRoutes:
         model = self._router.pick(body.model, "embed")
         if "embed" not in model.card.tasks:
             raise ApiNotServed("The model does not support Embeddings API")
-        if body.images:
+        if body.images and model.card.vision is None:
             raise InvalidRequest(
-                "At most 0 image(s) may be provided in one prompt: the models served here read text alone", "images"
+                f"At most 0 image(s) may be provided in one prompt: `{model.name}` reads text alone", "images"
             )
         inputs, prompt_name = await _inputs(body, model)
         asked = PoolingRequest(
@@ -61,7 +62,10 @@ class CohereRoutes:
             **({"texts": body.texts} if body.texts else {}),
             "meta": {
                 "api_version": {"version": "2"},
-                "billed_units": {"input_tokens": answer.prompt_tokens, "image_tokens": 0},
+                "billed_units": {
+                    "input_tokens": answer.prompt_tokens - answer.image_tokens,
+                    "image_tokens": answer.image_tokens,
+                },
             },
             "response_type": "embeddings_by_type",
         }
@@ -87,6 +91,9 @@ async def _inputs(body: CohereEmbedBody, model: ServedModel) -> tuple[Sequence[P
     _check_input_type(name, model.card)
     if body.texts and (name is None or not model.has_chat_template):
         return body.texts, name
+    if model.card.vision is not None:
+        sent: list[Any] = [SentImage(url) for url in body.images or ()]
+        return body.texts or sent or [content_of(item.content) for item in body.inputs or ()], name
     # A model with a template for chats gets the prompt as its system message, as vLLM does it.
     before = model.card.prompts[name] if name is not None else ""
     system = [ChatMessage(role="system", content=before)] if before else []

@@ -8,8 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pooling.errors import (
+    BadImage,
     DeadlineExceeded,
     EngineFailure,
+    FetchFailed,
+    ImageTooLarge,
     InvalidRequest,
     Overloaded,
     PoolingError,
@@ -52,6 +55,9 @@ STATUSES: dict[type[PoolingError], tuple[int, str]] = {
     InvalidRequest: (400, "BadRequestError"),
     UnknownModel: (404, "NotFoundError"),
     BodyTooLarge: (413, "Payload Too Large"),
+    ImageTooLarge: (413, "Payload Too Large"),
+    BadImage: (422, "UnprocessableEntityError"),
+    FetchFailed: (422, "UnprocessableEntityError"),
     Overloaded: (429, "Too Many Requests"),
     EngineFailure: (500, "InternalServerError"),
     PoolingError: (500, "InternalServerError"),

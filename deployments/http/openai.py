@@ -11,7 +11,7 @@ from deployments.http.encode import Listing, encode
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
 from deployments.http.packing import packing_of
-from deployments.http.prompts import prompts
+from deployments.http.prompts import asked
 from deployments.http.schemas.pooling import EmbeddingBody, embedding_kind
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class OpenAIRoutes:
         model = self._router.pick(body.model, "embed")
         if "embed" not in model.card.tasks:
             raise ApiNotServed("The model does not support Embeddings API")
-        asked = body.request(await prompts(body, model), "embed", body.dimensions)
-        pack = None if body.embedding_type == "float" else packing_of(body.embedding_type, model.card, asked.params)
-        answer = await self._router.answer(model, asked, timeout_s(request))
+        wanted = await asked(body, model, "embed", body.dimensions)
+        pack = None if body.embedding_type == "float" else packing_of(body.embedding_type, model.card, wanted.params)
+        answer = await self._router.answer(model, wanted, timeout_s(request))
         head = {
             "id": response_id("embd", request, body.request_id),
             "object": "list",

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from deployments.http.body import read_body
 from deployments.http.encode import Listing, encode
 from deployments.http.headers import response_id, timeout_s
-from deployments.http.prompts import prompts
+from deployments.http.prompts import asked
 from deployments.http.schemas.pooling import PoolBody, pool_kind
 from pooling.errors import InvalidRequest
 from pooling.request import PooledOutput
@@ -34,8 +34,8 @@ class PoolingRoutes:
         model = self._router.pick(body.model, body.task)
         if body.dimensions is not None:  # as in vLLM; /v1/embeddings has them
             raise InvalidRequest("dimensions is currently not supported (parameter=dimensions)", "dimensions")
-        asked = body.request(await prompts(body, model), body.task)
-        answer = await self._router.answer(model, asked, timeout_s(request))
+        wanted = await asked(body, model, body.task)
+        answer = await self._router.answer(model, wanted, timeout_s(request))
         head = {
             "id": response_id("pooling", request, body.request_id),
             "object": "list",

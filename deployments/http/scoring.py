@@ -11,7 +11,7 @@ from deployments.http.body import judge, read_body, read_json
 from deployments.http.encode import usage
 from deployments.http.errors import ApiNotServed
 from deployments.http.headers import response_id, timeout_s
-from deployments.http.schemas.scoring import RerankBody, ScoreBody, score_kind, texts_of
+from deployments.http.schemas.scoring import ContentItem, RerankBody, ScoreBody, items_of, score_kind
 from deployments.http.tei import TEIRoutes
 from deployments.scorer import ranked, score
 from deployments.served import ServedModel
@@ -34,7 +34,7 @@ class ScoringRoutes:
 
     async def answer_score(self, body: ScoreBody, request: Request) -> Response:
         model = self._pick(body.model, "Score API")
-        first, second = (texts_of(side, model.card.architecture) for side in body.sides())
+        first, second = (items_of(side, model.card) for side in body.sides())
         scored = await score(self._router, model, first, second, body.asked(), timeout_s(request))
         return _json(
             {
@@ -59,7 +59,7 @@ class ScoringRoutes:
 
     async def answer_rerank(self, body: RerankBody, request: Request) -> Response:
         model = self._pick(body.model, "Rerank (Score) API")
-        query, documents = (texts_of(side, model.card.architecture) for side in (body.query, body.documents))
+        query, documents = (items_of(side, model.card) for side in (body.query, body.documents))
         scored = await score(self._router, model, query, documents, body.asked(), timeout_s(request))
         scores: list[float] = scored.scores.tolist()
         return _json(
@@ -68,7 +68,7 @@ class ScoringRoutes:
                 "model": model.name,
                 "usage": {"prompt_tokens": scored.prompt_tokens, "total_tokens": scored.prompt_tokens},
                 "results": [
-                    {"index": index, **_document(body, documents[index]), "relevance_score": scores[index]}
+                    {"index": index, **_document(body, index), "relevance_score": scores[index]}
                     for index in ranked(scored.scores, body.top_n)
                 ],
                 # Cohere's: one unit is a query with up to 100 documents.
@@ -90,8 +90,15 @@ class ScoringRoutes:
 _DOCUMENTS_A_UNIT = 100
 
 
-def _document(body: RerankBody, text: str) -> dict[str, Any]:
-    return {} if body.return_documents is False else {"document": {"text": text, "multi_modal": None}}
+def _document(body: RerankBody, index: int) -> dict[str, Any]:
+    """As it was sent: a text, or the parts of a content."""
+    if body.return_documents is False:
+        return {}
+    item: Any = body.documents[index] if isinstance(body.documents, list) else body.documents
+    if isinstance(item, ContentItem):
+        parts = [part.model_dump(exclude_none=True) for part in item.content]
+        return {"document": {"text": None, "multi_modal": parts}}
+    return {"document": {"text": item if isinstance(item, str) else item.text, "multi_modal": None}}
 
 
 def _json(body: Any) -> Response:

@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.http.body import read_body
+from deployments.http.prompts import prompts
 from deployments.http.schemas.tokens import TokenizeChat, TokenizeInputs, TokenizeText, detokenize_kind, tokenize_kind
 from deployments.served import ServedModel
 from pooling.errors import InvalidRequest, UnknownModel
+from pooling.request import PoolingRequest
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -48,16 +50,12 @@ class TokenRoutes:
         return _json({"prompt": await self._pick(body.model).in_text(body.tokens)})
 
     async def _of_chat(self, body: TokenizeChat, model: ServedModel) -> list[int]:
-        conversations = body.conversations()
-        if len(conversations) != 1:
-            raise InvalidRequest(f"messages holds {len(conversations)} conversations; allowed is one", "messages")
-        (ids,) = await model.render(
-            conversations,
-            add_special_tokens=body.add_special_tokens,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            variables=body.chat_template_kwargs,
-        )
+        if (count := len(body.batch())) != 1:
+            raise InvalidRequest(f"messages holds {count} conversations; allowed is one", "messages")
+        inputs = await prompts(body, model)
+        if model.card.vision is not None:
+            return list(map(int, (await model.tokenize(PoolingRequest(inputs))).ids))
+        ids: Any = inputs[0]
         return [int(one) for one in ids]
 
     async def _in_detail(self, body: TokenizeInputs, model: ServedModel) -> list[list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,5 @@ class _Given(nn.Module):
             pooled = self._activation(self.pooler(hidden[:, 0]))
         elif self.pooler is not None:
             pooled = self.pooler(hidden)
-        return BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
-
-
-class _Now(threading.local):
-    hidden: Tensor | None = None
+import threading
+from typing import Any, cast

@@ -11,12 +11,24 @@ from pooling.loading.scorer import Scorer
 # embedder: layers alone. classifier and token_classifier: a head of transformers' own class. reward: two linear
 # layers over every token, of which transformers has no class. masked_lm: transformers' head, which SPLADE reads.
 # colbert: one linear layer over every token, in the same file as the layers. scorer: rows of a causal language model's
-# output layer.
-Kind = Literal["embedder", "classifier", "token_classifier", "reward", "masked_lm", "colbert", "scorer"]
+# output layer. image_classifier: a linear layer over what an image's first token says. retriever: one over every token
+# of a text or an image, of transformers' own class.
+Kind = Literal[
+    "embedder",
+    "classifier",
+    "token_classifier",
+    "image_classifier",
+    "reward",
+    "masked_lm",
+    "colbert",
+    "retriever",
+    "scorer",
+]
 
 _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "classifier"),
     ("ForTokenClassification", "token_classifier"),
+    ("ViTForImageClassification", "image_classifier"),
     ("Qwen2ForRewardModel", "reward"),
     ("Qwen2ForProcessRewardModel", "reward"),
     ("HF_ColBERT", "colbert"),
@@ -27,6 +39,8 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (
     ("LMHeadModel", "embedder"),
     ("ForTextEncoding", "embedder"),
     ("T5ForConditionalGeneration", "embedder"),  # its encoder
+    ("VLForConditionalGeneration", "embedder"),
+    ("ForRetrieval", "retriever"),
 )
 # The token behind each step of a solution, of which Qwen2.5-Math-PRM was trained to judge the step; its `<extra_0>`.
 _QWEN_STEP_TAG = 151_651
@@ -64,7 +78,7 @@ def anatomy_of(config: PreTrainedConfig, scorer: Scorer | None, splade: bool = F
                 f"SPLADE reads a masked-language-model head, which {name} lacks; ...ForMaskedLM has one"
             )
         return Anatomy(name, "masked_lm")
-    if kind in ("embedder", "colbert"):
+    if kind in ("embedder", "colbert", "retriever"):
         return Anatomy(name, kind)
     if kind == "classifier" and hasattr(config, "num_decoder_layers"):
         raise CheckpointError(f"architecture {name} classifies by its decoder, which is not supported")

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pooling.config import PoolingType
+from pooling.loading.families import OwnPooling
 from pooling.loading.score_templates import Template
+from pooling.loading.vision import Vision
 
 # cross_encoder: the model reads a pair and answers one number. The others compare vectors of the two texts apart.
 Scoring = Literal["cross_encoder", "cosine", "dot", "euclidean", "manhattan", "max_sim", "mean_max_sim"]
@@ -33,7 +35,7 @@ class ResolvedPooler:
     `override_pooler_config`, `sentence_transformers`, `model` or `default`.
     """
 
-    pooling_type: PoolingType | SpladePooling
+    pooling_type: PoolingType | SpladePooling | OwnPooling
     width: int
     activation: str = "normalize"
     activate: bool = True
@@ -98,7 +100,8 @@ class ModelCard:
     markers: prompts whose first word is one token of theirs. sparse_task: the
     task whose answer is a weight for each word of the vocabulary, or of the
     input; None for most models. tensor_parallel_sizes: over how many ranks, above
-    one, it can be split; unsplit_because: why it cannot be split at all.
+    one, it can be split; unsplit_because: why it cannot be split at all. vision:
+    how it takes images, None for a model that takes none.
     """
 
     name: str
@@ -127,6 +130,7 @@ class ModelCard:
     sparse_task: SparseTask | None = None
     tensor_parallel_sizes: tuple[int, ...] = ()
     unsplit_because: str | None = None
+    vision: Vision | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ import jinja2
 
 from pooling.errors import InvalidRequest
 
-Message = Mapping[str, str]
+# The content is a text, or a list of parts: {"type": "text", "text": ...} and {"type": "image"}.
+Message = Mapping[str, Any]
 
 
 class ChatTemplate:

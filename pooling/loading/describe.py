@@ -1,6 +1,6 @@
 """describe(): a ModelSpec and the model's small files -> ModelCard, without reading a weight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -22,10 +22,23 @@ from pooling.loading.source import locate
 from pooling.loading.tensor_file import shape_of
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.loading.vector_settings import check_vector_settings
+from pooling.loading.vision import Vision, stack_of, vision_of
 from pooling.parallel.plans import obstacle_to, sizes_of
 
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 _NO_LIMIT = 10**12
+_VISION_ARCHITECTURES = (
+    "CLIPModel",
+    "SiglipModel",
+    "ViTForImageClassification",
+    "ColQwen2ForRetrieval",
+    "ColPaliForRetrieval",
+    *(
+        f"{name}{head}"
+        for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+        for head in ("Model", "ForConditionalGeneration")
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,12 @@ class Description:
     backbone: Path
     files: SentenceTransformersFiles
     token_layers: TokenLayers | None
+
+    @property
+    def stack(self) -> PreTrainedConfig:
+        """The config of the layers that read text."""
+        config: PreTrainedConfig = stack_of(self.config, self.family)
+        return config
 
 
 def describe(spec: ModelSpec) -> Description:
@@ -67,13 +86,15 @@ def _describe(spec: ModelSpec) -> Description:
     scorer, template = scorer_of(spec, config, files)
     anatomy = anatomy_of(config, scorer, splade=files.splade is not None)
     if not anatomy.labels:
-        _refuse_template(spec, files)
+        _refuse_template(spec, files, family)
     refuse_own_code(anatomy.architecture, config)
-    dim = _dim(config, anatomy, files)
+    stack = stack_of(config, family)
+    vision = _vision(spec, config, family, anatomy, files)
+    dim = _dim(config, stack, anatomy, files)
     layers = token_layers(files.backbone)
-    facts = Facts(spec, config, anatomy, family, files, dim, layers)
+    facts = Facts(spec, stack, anatomy, family, files, dim, layers)
     poolers, scoring = resolve(facts)
-    max_model_len = _max_model_len(spec, config, family, files)
+    max_model_len = _max_model_len(spec, stack, family, files, vision)
     check_vector_settings(facts, poolers, max_model_len)
     colbert, markers = files.multi_vector, _markers(files)
     ranks = sizes_of(config, family.packed)
@@ -85,12 +106,12 @@ def _describe(spec: ModelSpec) -> Description:
         model_type=config.model_type,
         dim=dim,
         max_model_len=max_model_len,
-        vocab_size=int(config.vocab_size),
+        vocab_size=1 if vision is not None and vision.kind == "images" else int(stack.vocab_size),
         poolers=poolers,
         scoring=scoring,
         labels=anatomy.labels,
         template=template if anatomy.labels else None,
-        token_types=(getattr(config, "type_vocab_size", None) or 0) > 1,
+        token_types=(getattr(stack, "type_vocab_size", None) or 0) > 1,
         matryoshka=_matryoshka(config),
         prompts=files.prompts,
         default_prompt_name=files.default_prompt_name,
@@ -105,6 +126,7 @@ def _describe(spec: ModelSpec) -> Description:
         sparse_task=sparse if sparse in poolers else None,
         tensor_parallel_sizes=ranks,
         unsplit_because=None if ranks else obstacle_to(2, config, family.packed),
+        vision=vision,
     )
     return Description(card, config, anatomy, family, files.backbone, files, layers)
 
@@ -116,15 +138,22 @@ def _refuse_split(spec: ModelSpec, config: PreTrainedConfig, family: Family) -> 
         raise ConfigError(f"{spec.served_name}: tensor_parallel_size is {size}, but {reason}")
 
 
-def _dim(config: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
-    if anatomy.kind == "colbert" and files.layers:
+def _dim(config: PreTrainedConfig, stack: PreTrainedConfig, anatomy: Anatomy, files: SentenceTransformersFiles) -> int:
+    if anatomy.kind in ("colbert", "retriever") and files.layers:
         raise CheckpointError(
-            "an HF_ColBERT has its layer beside its weights; modules.json lists others, which is refused"
+            f"{anatomy.architecture} has its layer beside its weights; modules.json lists others, which is refused"
         )
+    if anatomy.kind == "retriever":
+        return int(config.embedding_dim)
     if anatomy.kind == "colbert":
         return shape_of(files.backbone, "linear.weight")[0]
-    own = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT may project its answer
-    return width_after(files.layers, int(config.vocab_size if anatomy.kind == "masked_lm" else own))
+    # OPT may project its answer; the two towers of CLIP and of SigLIP do.
+    names = ("word_embed_proj_dim", "projection_dim")
+    own = next((size for name in names if (size := getattr(config, name, None))), None)
+    if own is None and config.model_type == "siglip":
+        own = config.text_config.projection_size
+    own = own or stack.hidden_size
+    return width_after(files.layers, int(stack.vocab_size if anatomy.kind == "masked_lm" else own))
 
 
 def _markers(files: SentenceTransformersFiles) -> tuple[str, ...]:
@@ -141,19 +170,41 @@ def _overridden(config: PreTrainedConfig, spec: ModelSpec) -> PreTrainedConfig:
     return config
 
 
-def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles) -> None:
+def _refuse_template(spec: ModelSpec, files: SentenceTransformersFiles, family: Family) -> None:
     """An embedding model reads texts as they are."""
     given = next((name for name in ("chat_template", "instruction") if getattr(spec, name) is not None), None)
     if given is not None:
         raise ConfigError(f"{spec.served_name}: {given} is for models that read a pair of texts together")
-    if files.messages is not None:
+    if files.messages is not None and family.vision != "decoder":
         raise CheckpointError(
             "Sentence Transformers renders this model's texts as chat messages (modality_config has message), which is "
-            "supported for models that score a pair"
+            "supported for models that score a pair, and for those that read images among texts"
         )
 
 
-def _max_model_len(spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles) -> int:
+def _vision(
+    spec: ModelSpec, config: PreTrainedConfig, family: Family, anatomy: Anatomy, files: SentenceTransformersFiles
+) -> Vision | None:
+    vision = vision_of(config, family, spec, files.backbone)
+    if vision is None:
+        return None
+    name = anatomy.architecture
+    if name not in _VISION_ARCHITECTURES:
+        known = ", ".join(_VISION_ARCHITECTURES)
+        raise CheckpointError(f"architecture {name} of {config.model_type} is not supported; supported are {known}")
+    if spec.override_pooler_config is not None and spec.override_pooler_config.enable_chunked_processing:
+        raise ConfigError(
+            f"{spec.served_name}: enable_chunked_processing is for models that read text alone; {name} takes images"
+        )
+    return replace(vision, texts="message") if files.messages is not None else vision
+
+
+def _max_model_len(
+    spec: ModelSpec, config: PreTrainedConfig, family: Family, files: SentenceTransformersFiles, vision: Vision | None
+) -> int:
+    if vision is not None and vision.kind == "images":
+        assert vision.tokens is not None
+        return vision.tokens
     nominal = _tokenizer_limit(files.backbone, config)
     limits = [files.max_seq_length, _position_limit(config, family), None if family.position_bias else nominal]
     known = [int(limit) for limit in limits if limit is not None]

@@ -1,11 +1,16 @@
 """What differs from family to family, by transformers' `model_type`: one row each, with the reason it is there."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from pooling.config import PoolingType
+
+# MODEL: the model's own class makes one row of an input, and no other pooling can be asked for.
+OwnPooling = Literal["MODEL"]
+# towers: a text or an image, each in layers of its own. images: images alone. decoder: images as tokens among a text's.
+VisionKind = Literal["towers", "images", "decoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +23,15 @@ class Family:
     pooling_type: the model's own pooler, where no file states one.
     positions_after_pad: position ids count from pad_token_id + 1, as fairseq's
     tables do. position_bias: a learnt bias is added to the scores, and there is
-    no table of positions, hence no longest input.
+    no table of positions, hence no longest input. vision: how images are read, None
+    where they are not.
     """
 
     packed: bool
-    pooling_type: PoolingType
+    pooling_type: PoolingType | OwnPooling
     positions_after_pad: bool = False
     position_bias: bool = False
+    vision: VisionKind | None = None
 
 
 # An encoder's first token was trained to stand for the text (next-sentence prediction, or nothing better to take).
@@ -39,6 +46,10 @@ _T5 = Family(packed=True, pooling_type="MEAN", position_bias=True)
 _PADDED_ENCODER = Family(packed=False, pooling_type="CLS")
 _PADDED_FAIRSEQ = Family(packed=False, pooling_type="CLS", positions_after_pad=True)
 _PADDED_DECODER = Family(packed=False, pooling_type="LAST")
+# Their text layers go through the attention interface; images all have one size, so nothing is padded.
+_TOWERS = Family(packed=True, pooling_type="MODEL", vision="towers")
+_IMAGES = Family(packed=False, pooling_type="MODEL", vision="images")
+_VISION_DECODER = Family(packed=True, pooling_type="LAST", vision="decoder")
 
 FAMILIES: dict[str, Family] = {
     "bert": _ENCODER,
@@ -84,6 +95,14 @@ FAMILIES: dict[str, Family] = {
     "ibert": _PADDED_FAIRSEQ,
     "roberta-prelayernorm": _PADDED_FAIRSEQ,
     "xmod": _PADDED_FAIRSEQ,
+    "clip": _TOWERS,
+    "siglip": _TOWERS,
+    "vit": _IMAGES,
+    "qwen2_vl": _VISION_DECODER,
+    "qwen2_5_vl": _VISION_DECODER,
+    "qwen3_vl": _VISION_DECODER,
+    "colqwen2": _VISION_DECODER,
+    "colpali": _VISION_DECODER,
 }
 
 # Families that transformers has under another name; their own code does no more than set these values.

@@ -10,9 +10,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from pooling.attention import NAME
 from pooling.errors import CheckpointError
 from pooling.heads import Head
 from pooling.heads.scorer import ScorerHead, narrow
@@ -53,7 +54,7 @@ def load_model(
     unknown to the model's architecture.
     """
     config = description.config
-    config._attn_implementation = attention
+    _set_attention(description, attention)
     whole = _SKELETONS[description.anatomy.kind](description)
     scorer = description.anatomy.scorer
     output_layer = remove_output_layer(whole) if scorer is not None else ""
@@ -85,6 +86,8 @@ def load_model(
     heads = load_heads(description, device)
     if description.anatomy.kind == "embedder":
         return LoadedModel(whole, heads)
+    if description.anatomy.kind == "retriever":
+        return LoadedModel(_backbone_of(whole), {"projection": whole.embedding_proj_layer})
     if isinstance(whole, RewardModel):
         return LoadedModel(whole.model, {"reward": whole.score})
     if isinstance(whole, ColbertModel):
@@ -95,8 +98,23 @@ def load_model(
     if description.anatomy.kind == "masked_lm":
         vocabulary = TransformersHead(whole, int(config.vocab_size))
         return LoadedModel(vocabulary.backbone, {"masked_lm": vocabulary})
+    if description.anatomy.kind == "image_classifier":
+        return LoadedModel(_backbone_of(whole), {"classifier": whole.classifier})
     head = TransformersHead(whole, len(description.anatomy.labels))
     return LoadedModel(head.backbone, {"classifier": head})
+
+
+def _set_attention(description: Description, attention: str) -> None:
+    """Of a model with a vision part, that keeps torch's own: its images are not packed by us."""
+    for config in _parts_of(description.config):
+        config._attn_implementation = "sdpa" if attention == NAME else attention
+    description.stack._attn_implementation = attention
+
+
+def _parts_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The config and those of its parts."""
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(inner for part in parts if part is not None for inner in _parts_of(part))]
 
 
 def _read(
@@ -166,7 +184,7 @@ def _with_head(description: Description) -> PreTrainedModel:
 
 def _token_ids(description: Description, scorer: Scorer) -> list[int]:
     """The rows of the output layer that a scorer reads."""
-    vocabulary = int(description.config.vocab_size)
+    vocabulary = int(description.card.vocab_size)
     ids = [token for token in scorer.tokens if isinstance(token, int)]
     if len(ids) < len(scorer.tokens):
         tokenizer = TextTokenizer.load(description.backbone)
@@ -197,6 +215,8 @@ _SKELETONS: dict[Kind, Callable[[Description], Any]] = {
     "embedder": _backbone,
     "classifier": _with_head,
     "token_classifier": _with_head,
+    "image_classifier": _with_head,
+    "retriever": _with_head,
     "reward": _with_reward,
     "masked_lm": _with_head,
     "colbert": _with_colbert,

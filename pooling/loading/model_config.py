@@ -8,8 +8,9 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
 from pooling.errors import CheckpointError
-from pooling.loading.families import FAMILIES, TWINS
+from pooling.loading.families import FAMILIES, TWINS, family_of
 from pooling.loading.files import read_json
+from pooling.loading.vision import refuse_other_vision, stack_of
 
 log = logging.getLogger("raypool")
 
@@ -43,9 +44,15 @@ def read_config(backbone: Path) -> PreTrainedConfig:
     config = _read(backbone, raw)
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in FAMILIES:
         raise CheckpointError(f"{config.model_type} is an encoder-decoder model, which is not supported")
-    if any(getattr(config, name, None) is None for name in ("hidden_size", "vocab_size", "num_hidden_layers")):
+    refuse_other_vision(config)
+    family = family_of(config.model_type)
+    stack = stack_of(config, family)
+    sizes = ("hidden_size", "num_hidden_layers", *(() if family.vision == "images" else ("vocab_size",)))
+    if any(getattr(stack, name, None) is None for name in sizes):
         raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
-    _look_both_ways(config)
+    if config.model_type == "colpali":
+        stack.use_bidirectional_attention = True  # as its mask over a prefix says, and a whole input is one
+    _look_both_ways(stack)
     if config.model_type == "nomic_bert":
         _refuse_other_nomic(raw, config)
     return config

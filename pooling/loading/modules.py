@@ -110,7 +110,7 @@ def read_modules(directory: Path, multi_vector: bool) -> Modules:
     masked_lm = False
     for kind, module in zip(kinds, listed, strict=True):
         place = directory / str(module.get("path", ""))
-        if kind in ("Transformer", "MLMTransformer"):
+        if kind in ("Transformer", "MLMTransformer", "CLIPModel"):
             backbone, masked_lm = place, kind == "MLMTransformer" or _transformer_task(place) == "fill-mask"
         elif kind == "Pooling" and not multi_vector:
             _refuse_before_pooling(layers, pooling_type is not None or splade is not None)

@@ -83,7 +83,7 @@ def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
                 f"{facts.dim}"
             )
         sources["dimensions"] = "override_pooler_config"
-    head = "projection" if files.layers or facts.anatomy.kind == "colbert" else None
+    head = "projection" if files.layers or facts.anatomy.kind in ("colbert", "retriever") else None
     plain = ResolvedPooler(
         "ALL", facts.dim, activate=activate, head=head, dimensions=override.dimensions, sources=sources
     )
@@ -91,8 +91,15 @@ def _vectors(facts: Facts) -> dict[str, ResolvedPooler]:
         kind: SpladePooling = "SPLADE_MAX" if files.splade.strategy == "max" else "SPLADE_SUM"
         sources = {"pooling_type": "sentence_transformers", **sources}
         return {"embed": replace(plain, pooling_type=kind, head="masked_lm", sources=sources)}
+    if facts.family.pooling_type == "MODEL":
+        if files.pooling_type is not None:
+            raise CheckpointError(
+                f"modules.json pools the tokens of {facts.anatomy.architecture}, which is not supported: that makes "
+                "one vector of an input by itself"
+            )
+        return {"embed": _pooled(facts, plain)}
     by_token = _by_token(facts, plain)
-    if files.multi_vector is not None:
+    if files.multi_vector is not None or facts.anatomy.kind == "retriever":
         return {"token_embed": by_token}
     pooled = _pooled(facts, plain)
     if facts.token_layers is None:
@@ -141,6 +148,8 @@ def _labels(facts: Facts) -> dict[str, ResolvedPooler]:
     if anatomy.scorer is not None and not anatomy.scorer.steps:
         pooled = _pooled(facts, plain)
         return {"classify": pooled} if len(anatomy.labels) > 1 else {"score": pooled, "classify": pooled}
+    if anatomy.kind == "image_classifier":
+        return {"classify": _pooled(facts, plain)}
     by_token = _by_token(facts, plain)
     if rewards or anatomy.scorer is not None:
         return {"reward": by_token, "token_classify": by_token}
@@ -244,7 +253,7 @@ def _by_class(named: str, sigmoid: str, softmax: str) -> str:
 def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None:
     if "score" in poolers:
         return "cross_encoder"
-    if facts.files.multi_vector is not None or facts.anatomy.kind == "colbert":
+    if facts.files.multi_vector is not None or facts.anatomy.kind in ("colbert", "retriever"):
         return facts.files.similarity or "max_sim"
     if "embed" not in poolers:
         return None
@@ -252,11 +261,13 @@ def _scoring(facts: Facts, poolers: dict[str, ResolvedPooler]) -> Scoring | None
 
 
 def _refuse_impossible_pooling(facts: Facts) -> None:
-    """SPLADE has one way to pool, and a multi-vector model never pools an input into one row."""
-    override, multi_vector = facts.override, facts.files.multi_vector is not None
+    """SPLADE and models of images have one way to pool, and a multi-vector model never pools an input into one row."""
+    override = facts.override
+    multi_vector = facts.files.multi_vector is not None or facts.anatomy.kind == "retriever"
     asked = override.sequence_type or (None if multi_vector else override.token_type)
-    if asked is not None and (multi_vector or facts.files.splade is not None):
-        kind = "a multi-vector" if multi_vector else "a SPLADE"
+    own = facts.family.pooling_type == "MODEL"
+    if asked is not None and (multi_vector or own or facts.files.splade is not None):
+        kind = "a multi-vector" if multi_vector else "an image" if own else "a SPLADE"
         raise ConfigError(
             f"{facts.spec.served_name}: pooling_type is {asked}, but {facts.anatomy.architecture} is {kind} model, "
             f"which takes no pooling_type but its own"

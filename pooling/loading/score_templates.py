@@ -94,7 +94,26 @@ BGE_RERANKER_V2_GEMMA = Preset(
         "providing a prediction of either 'Yes' or 'No'.",
     ),
 )
+# Source: QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py (format_mm_instruction, format_mm_content), which
+# puts an image of a query or a document before its text; here parts keep their order.
+QWEN3_VL_RERANKER = Preset(
+    ("no", "yes"),
+    PieceTemplate(
+        head=(
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+        ),
+        body=("<Instruct>: {instruction}<Query>:{query}\n<Document>:{document}",),
+        tail=("<|im_end|>\n<|im_start|>assistant\n",),
+        instruction="Given a search query, retrieve relevant candidates that answer the query.",
+    ),
+)
 # By the model_type of the causal language model that they were trained from.
-PRESETS = {"qwen3": QWEN3_RERANKER, "qwen2": MXBAI_RERANK_V2, "gemma": BGE_RERANKER_V2_GEMMA}
+PRESETS = {
+    "qwen3_vl": QWEN3_VL_RERANKER,
+    "qwen3": QWEN3_RERANKER,
+    "qwen2": MXBAI_RERANK_V2,
+    "gemma": BGE_RERANKER_V2_GEMMA,
+}
 # Query and document one behind the other: what vLLM reads where it is given tokens and no template.
 CONCATENATED = ChatTemplate("{{ messages[-2].content }}{{ messages[-1].content }}", special=True)

@@ -7,7 +7,15 @@ from transformers import PreTrainedConfig
 
 from pooling.config import HfOverrides, ModelSpec
 from pooling.errors import ConfigError
-from pooling.loading.score_templates import CONCATENATED, PRESETS, QWEN3_RERANKER, ChatTemplate, Preset, Template
+from pooling.loading.score_templates import (
+    CONCATENATED,
+    PRESETS,
+    QWEN3_RERANKER,
+    QWEN3_VL_RERANKER,
+    ChatTemplate,
+    Preset,
+    Template,
+)
 from pooling.loading.sentence_transformers import SentenceTransformersFiles
 
 _NO_OVERRIDES = HfOverrides()
@@ -59,18 +67,20 @@ def _choose(
     overrides, architecture = spec.hf_overrides or _NO_OVERRIDES, (config.architectures or ["(none named)"])[0]
     implied = QWEN3_RERANKER.tokens if overrides.is_original_qwen3_reranker else None
     tokens = overrides.classifier_from_token or implied
-    if not architecture.endswith("ForCausalLM"):
+    if not architecture.endswith(("ForCausalLM", "VLForConditionalGeneration")):
         if tokens is not None or files.logit_score is not None:
             raise ConfigError(
                 f"{spec.served_name}: the logits of tokens are asked for, but {architecture} has none; they need an "
-                "architecture that ends in ForCausalLM"
+                "architecture that ends in ForCausalLM or VLForConditionalGeneration"
             )
         return None, None
     if tokens is not None:
         difference = (overrides.method or _METHODS.get(len(tokens))) == "from_2_way_softmax"
         if difference and len(tokens) != 2:
             raise ConfigError(f"{spec.served_name}: from_2_way_softmax needs two tokens, given {list(tokens)}")
-        preset = QWEN3_RERANKER if overrides.is_original_qwen3_reranker else PRESETS.get(config.model_type)
+        preset = PRESETS.get(config.model_type)
+        if overrides.is_original_qwen3_reranker and preset is not QWEN3_VL_RERANKER:
+            preset = QWEN3_RERANKER
         known = preset is not None and preset.tokens == tokens
         return Scorer(tokens, difference), preset.template if preset is not None and known else CONCATENATED
     if files.logit_score is not None:
@@ -88,10 +98,11 @@ _METHODS = {2: "from_2_way_softmax"}
 
 
 def _steps(spec: ModelSpec, config: PreTrainedConfig, tokens: tuple[int, ...]) -> Scorer:
-    if not (tokens and all(0 <= token < config.vocab_size for token in tokens)):
+    vocabulary = int(config.get_text_config().vocab_size)
+    if not (tokens and all(0 <= token < vocabulary for token in tokens)):
         raise ConfigError(
             f"{spec.served_name}: returned_token_ids is {list(tokens)}, but the model's vocabulary has the ids 0 to "
-            f"{config.vocab_size - 1}"
+            f"{vocabulary - 1}"
         )
     return Scorer(tokens, steps=True)
 

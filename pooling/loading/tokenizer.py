@@ -7,10 +7,12 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Tokenizer
-from transformers import AutoTokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pooling.errors import CheckpointError
 from pooling.loading.chat_template import ChatTemplate
+from pooling.loading.files import read_json
 from pooling.request import Ids, Pair
 
 Side = Literal["left", "right"]
@@ -65,7 +67,7 @@ class TextTokenizer:
         Raises CheckpointError if the directory has no tokenizer that transformers can make fast.
         """
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            tokenizer: Any = _read(directory)
         except Exception as error:  # any failure of transformers to read the files has one meaning for the user
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"the model's tokenizer cannot be read: {reason}") from None
@@ -90,6 +92,11 @@ class TextTokenizer:
             "token_type_ids" in tokenizer.model_input_names,
             ChatTemplate.of(tokenizer),
         )
+
+    @classmethod
+    def none(cls) -> Self:
+        """That of a model without texts: it has no tokens."""
+        return cls(Tokenizer(WordLevel({"": 0}, unk_token="")), "right")
 
     def id_of(self, token: str) -> int | None:
         """None if it is not one token; that of the unknown token only by its own name."""
@@ -225,6 +232,27 @@ class TextTokenizer:
                 return part
             size *= 2
         return text
+
+
+def _read(directory: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    template = _processor_template(directory)
+    if template is not None:
+        tokenizer.chat_template = template
+    if not tokenizer.is_fast and (directory / "tokenizer.json").exists():
+        # SigLIP's class reads a SentencePiece file only; the same vocabulary and rules are in tokenizer.json.
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+    return tokenizer
+
+
+def _processor_template(directory: Path) -> str | None:
+    """Of a model that reads images, which may have another than its tokenizer."""
+    for name in ("chat_template.json", "processor_config.json"):
+        if (directory / name).exists():
+            template = read_json(directory / name).get("chat_template")
+            if template is not None:
+                return str(template)
+    return None
 
 
 def _register(tokenizer: Any, markers: tuple[str, ...]) -> None:

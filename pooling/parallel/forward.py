@@ -14,6 +14,7 @@ from pooling.errors import CheckpointError, ConfigError
 from pooling.forward import PackedForward, StepInput, load_packed, obstacle
 from pooling.heads import Head
 from pooling.loading.describe import Description
+from pooling.media import Media
 from pooling.parallel.collective import Collective
 from pooling.parallel.group import Group, StartRanks
 from pooling.parallel.links import Order, Stage
@@ -51,6 +52,7 @@ class GroupForward:
         lengths: NDArray[np.int32],
         second: NDArray[np.int32] | None = None,
         attended: NDArray[np.int32] | None = None,
+        media: Media | None = None,
     ) -> GroupStep:
         step = self._own.prepare(ids, lengths, second, attended)
         own = {field.name: getattr(step, field.name) for field in fields(StepInput)}

@@ -55,3 +55,4 @@ class LocalRouter(Router):
         for one in self.engines.values():
             one.engine.close()
         self._threads.shutdown()
+        self._images.close()

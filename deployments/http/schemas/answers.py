@@ -70,8 +70,8 @@ class ScoreAnswer(_Answer):
 
 
 class Document(BaseModel):
-    text: str
-    multi_modal: None
+    text: str | None
+    multi_modal: list[dict[str, Any]] | None
 
 
 class Ranked(BaseModel):

@@ -49,10 +49,10 @@ class CommonBody(BaseModel):
         return given
 
     def check(self) -> None:
-        """Raises InvalidRequest for a field that means nothing to a model of texts."""
+        """Raises InvalidRequest for a field that a client is not trusted with."""
         if self.mm_processor_kwargs is not None:
             raise InvalidRequest(
-                "Per-request mm_processor_kwargs are disabled by default: the models served here read text alone",
+                "Per-request mm_processor_kwargs are disabled by default: images are read as the model's files say",
                 "mm_processor_kwargs",
             )
 

@@ -1,21 +1,23 @@
 """Bodies of the score and rerank routes, in vLLM's, Cohere's and Jina's shapes at once."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments.http.schemas.chat import Part, content_of
 from deployments.http.schemas.common import CommonBody
 from deployments.scorer import Asked
 from pooling.errors import InvalidRequest
+from pooling.loading.card import ModelCard
+from pooling.media import Content
 
 
 class ContentItem(BaseModel):
-    """vLLM's multi-modal document; the models served here read text alone."""
+    """vLLM's multi-modal document, for models that take images."""
 
     model_config = ConfigDict(frozen=True)
 
-    content: list[dict[str, Any]]
+    content: Annotated[list[Part], Field(fail_fast=True)]
 
 
 class TextItem(BaseModel):
@@ -136,12 +138,14 @@ def rerank_kind(_: Any) -> type[RerankBody]:
     return RerankBody
 
 
-def texts_of(side: Any, architecture: str) -> Sequence[str]:
-    """One text or several. Raises InvalidRequest for what holds more than text."""
-    items = side if isinstance(side, list) else [side]
-    texts = []
-    for item in items:
+def items_of(side: Any, card: ModelCard) -> list[str | Content]:
+    """One text or several, or texts and images. Raises InvalidRequest for those of a model that takes no images."""
+    items: list[str | Content] = []
+    for item in side if isinstance(side, list) else [side]:
         if isinstance(item, ContentItem):
-            raise InvalidRequest(f"MultiModalParam is not supported for {architecture}", "documents")
-        texts.append(item.text if isinstance(item, TextItem) else item)
-    return texts
+            if card.vision is None:
+                raise InvalidRequest(f"MultiModalParam is not supported for {card.architecture}", "documents")
+            items.append(content_of(item.content))
+        else:
+            items.append(item.text if isinstance(item, TextItem) else item)
+    return items

@@ -1,0 +1,46 @@
+"""choose_vision_forward(): how a model that takes images is run, proven before it answers anyone."""
+
+import logging
+
+import torch
+
+from pooling.attention import NAME
+from pooling.errors import CheckpointError
+from pooling.forward import Forward, obstacle
+from pooling.heads import Head
+from pooling.loading.checkpoint import Checkpoint
+from pooling.loading.describe import Description
+from pooling.loading.model import load_model
+from pooling.prepacked import prepack
+from pooling.vision.check import check_images
+from pooling.vision.decoder import DecoderForward
+from pooling.vision.towers import ImagesForward, TowersForward
+
+log = logging.getLogger("raypool")
+
+
+def choose_vision_forward(
+    description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int
+) -> tuple[Forward, dict[str, Head]]:
+    """As choose_forward(). Raises CheckpointError for a model that does not give the answers of each input alone."""
+    vision = description.card.vision
+    assert vision is not None
+    reason = None if vision.kind == "images" else obstacle(description, dtype, device)
+    if reason is not None:
+        how = "texts padded" if vision.kind == "towers" else "inputs one by one"
+        log.warning("%s: running %s, which is slower: %s", description.card.name, how, reason)
+    attention = NAME if reason is None and vision.kind != "images" else "sdpa"
+    loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        prepack(loaded.backbone, max_batch_tokens)
+    forward: ImagesForward | DecoderForward
+    if vision.kind == "images":
+        forward = ImagesForward(loaded.backbone, device)
+    elif vision.kind == "towers":
+        forward = TowersForward(loaded.backbone, device, packed=reason is None)
+    else:
+        forward = DecoderForward(loaded.backbone, device, vision, packed=reason is None)
+    reason = check_images(forward, description, dtype)
+    if reason is not None:
+        raise CheckpointError(f"a {description.card.model_type} model cannot be served in batches: {reason}")
+    return forward, loaded.heads

@@ -1,0 +1,37 @@
+"""Pictures as the bytes that a client would send, good and bad."""
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+
+def drawn(seed: int = 0, width: int = 40, height: int = 30) -> Pillow.Image:
+    """A picture unlike those of other seeds, smooth enough that JPEG keeps it."""
+    corners = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Pillow.fromarray(corners).resize((width, height), Pillow.Resampling.BILINEAR)
+
+
+def encoded(picture: Pillow.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def data_uri(data: bytes, said: str = "image/png") -> str:
+    return f"data:{said};base64,{base64.b64encode(data).decode()}"
+
+
+def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
+    """A PNG of a few kilobytes whose header promises 900 million pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100_000))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
