@@ -66,5 +66,10 @@ class _Given(nn.Module):
             pooled = self._activation(self.pooler(hidden[:, 0]))
         elif self.pooler is not None:
             pooled = self.pooler(hidden)
-import threading
-from typing import Any, cast
+        answer: Any = BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
+        answer.rope_deltas = None  # handed on by Qwen-VL's classes in transformers 5.17
+        return cast(BackboneOutput, answer)
+
+
+class _Now(threading.local):
+    hidden: Tensor | None = None
