@@ -10,7 +10,6 @@ falls on both; medians are printed.
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import sys
@@ -30,6 +29,7 @@ from transformers import AutoConfig
 from benchmarks.flops import ModelFlops
 from benchmarks.load import OtherLoad
 from benchmarks.peak import Peak
+from benchmarks.shapes import with_length
 from benchmarks.texts import long_texts, short_texts
 from pooling import Engine, Intake, ModelSpec, PackedBatch, PoolingRequest
 from pooling.loading.source import locate
@@ -121,17 +121,11 @@ def _subject(name: str, args: argparse.Namespace, directory: Path) -> Subject:
 
 
 def _with_length(source: str, tokens: int, directory: Path) -> str:
-    """The same model, taking inputs of so many tokens: MiniLM's files allow 256, its position table 512."""
-    original = locate(source)
-    settings = original / "sentence_bert_config.json"
-    if not settings.exists():
+    """The same model, taking inputs of so many tokens, where its files may allow less than its position table."""
+    if not (locate(source) / "sentence_bert_config.json").exists():
         return source
     directory.mkdir()
-    for file in original.iterdir():
-        if file.name != settings.name:
-            (directory / file.name).symlink_to(file)
-    changed = json.loads(settings.read_text(encoding="utf-8")) | {"max_seq_length": tokens}
-    (directory / settings.name).write_text(json.dumps(changed), encoding="utf-8")
+    with_length(source, tokens, directory)
     return str(directory)
 
 

@@ -1,7 +1,7 @@
 """How many operations a model needs for an input: counted on a model without weights, attention included."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ class ModelFlops:
     def count(cls, config: PreTrainedConfig) -> Self:
         """Counts at three lengths and solves; what does not grow with length is a pooler of one row, not ours."""
         with torch.device("meta"):
-            model = AutoModel.from_config(config, attn_implementation="eager").eval()
+            auto: Any = AutoModel
+            model = auto.from_config(config, attn_implementation="eager").eval()
         a_pair, a_token, _ = np.polyfit(_LENGTHS, [_count(model, tokens) for tokens in _LENGTHS], 2)
         return cls(float(a_token), float(a_pair))
 
@@ -41,4 +42,4 @@ def _count(model: torch.nn.Module, tokens: int) -> int:
     ids = torch.ones(1, tokens, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

@@ -18,20 +18,24 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 _SAMPLE = 8
+# A query and the documents that are scored with it.
+Groups = list[tuple[str, list[str]]]
 
 
 class Raypool:
-    def __init__(self, model, task, dtype):
+    def __init__(self, model: str, task: Any, dtype: Any) -> None:
         from pooling import LLM
 
         self._llm = LLM(model, task=task, dtype=dtype)
 
-    def embed(self, texts):
+    def embed(self, texts: list[str]) -> Any:
         return [output.outputs.embedding for output in self._llm.embed(texts, use_tqdm=False)]
 
-    def score(self, groups):
+    def score(self, groups: Groups) -> Any:
         outputs = self._llm.score(*_pairs(groups), use_tqdm=False)
         return [output.outputs.score for output in outputs]
 
@@ -39,7 +43,7 @@ class Raypool:
 class SentenceTransformers:
     """Batches of 32, its default."""
 
-    def __init__(self, model, task, dtype):
+    def __init__(self, model: str, task: Any, dtype: Any) -> None:
         import sentence_transformers
         import torch
 
@@ -47,17 +51,17 @@ class SentenceTransformers:
         options = {"device": "cpu", "model_kwargs": {"dtype": getattr(torch, dtype)}}
         self._model = getattr(sentence_transformers, kind)(model, **options)
 
-    def embed(self, texts):
+    def embed(self, texts: list[str]) -> Any:
         return self._model.encode(texts, show_progress_bar=False)
 
-    def score(self, groups):
+    def score(self, groups: Groups) -> Any:
         return self._model.predict(list(zip(*_pairs(groups), strict=True)), show_progress_bar=False)
 
 
 class Infinity:
     """A query and its documents are one call of rerank; all calls are made at once."""
 
-    def __init__(self, model, task, dtype):
+    def __init__(self, model: str, task: Any, dtype: Any) -> None:
         from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
         options = {"engine": "torch", "device": "cpu", "dtype": dtype, "bettertransformer": False, "compile": False}
@@ -66,11 +70,11 @@ class Infinity:
         self._loop = asyncio.new_event_loop()
         self._loop.run_until_complete(self._engine.astart())
 
-    def embed(self, texts):
+    def embed(self, texts: list[str]) -> Any:
         return self._loop.run_until_complete(self._engine.embed(sentences=texts))[0]
 
-    def score(self, groups):
-        async def all_of_them():
+    def score(self, groups: Groups) -> Any:
+        async def all_of_them() -> list[Any]:
             calls = (self._engine.rerank(query=query, docs=documents) for query, documents in groups)
             return await asyncio.gather(*calls)
 
@@ -82,21 +86,21 @@ class Vllm:
     """Eager: its default, compiled, is several times slower on a CPU. Without the cache of prefixes, for every round
     asks for the same texts."""
 
-    def __init__(self, model, task, dtype):
+    def __init__(self, model: str, task: Any, dtype: Any) -> None:
         from vllm import LLM
 
         options = {"runner": "pooling", "dtype": dtype, "enforce_eager": True, "enable_prefix_caching": False}
         self._llm = LLM(model=model, **options)
 
-    def embed(self, texts):
+    def embed(self, texts: list[str]) -> Any:
         return [output.outputs.embedding for output in self._llm.embed(texts, use_tqdm=False)]
 
-    def score(self, groups):
+    def score(self, groups: Groups) -> Any:
         outputs = self._llm.score(*_pairs(groups), use_tqdm=False)
         return [output.outputs.score for output in outputs]
 
 
-LIBRARIES = {
+LIBRARIES: dict[str, Any] = {
     "raypool": Raypool,
     "sentence-transformers": SentenceTransformers,
     "infinity": Infinity,
@@ -105,14 +109,16 @@ LIBRARIES = {
 
 
 class Worker:
-    def __init__(self):
-        self._library = self._call = None
-        self._sets = {}
+    def __init__(self) -> None:
+        self._library: Any = None
+        self._call: Callable[[Any], Any]
+        self._sets: dict[str, Any] = {}
 
-    def answer(self, message):
-        return getattr(self, f"_{message.pop('do')}")(**message)
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(self, f"_{message.pop('do')}")(**message)
+        return answer
 
-    def _load(self, library, model, task, dtype, threads, sets):
+    def _load(self, library: str, model: str, task: str, dtype: str, threads: int, sets: str) -> dict[str, Any]:
         start = time.perf_counter()
         with open(sets, encoding="utf-8") as file:
             self._sets = json.load(file)
@@ -124,14 +130,14 @@ class Worker:
         self._call = getattr(self._library, task)
         return {"seconds": time.perf_counter() - start}
 
-    def _run(self, set):
+    def _run(self, set: str) -> dict[str, Any]:
         inputs = self._sets[set]
         start = time.perf_counter()
         answers = self._call(inputs)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "answers": len(answers), "sample": [_plain(one) for one in answers[:_SAMPLE]]}
 
-    def _one(self, input, times):
+    def _one(self, input: Any, times: int) -> dict[str, Any]:
         seconds = []
         for _ in range(times):
             start = time.perf_counter()
@@ -140,19 +146,19 @@ class Worker:
         return {"seconds": seconds}
 
 
-def _pairs(groups):
+def _pairs(groups: Groups) -> tuple[list[str], list[str]]:
     """Groups of a query and its documents as two lists of equal length."""
     queries = [query for query, documents in groups for _ in documents]
     return queries, [document for _, documents in groups for document in documents]
 
 
-def _plain(answer):
+def _plain(answer: Any) -> list[float] | float:
     """Numbers of Python's own: a vector as a list, a score as a float."""
     listed = answer.tolist() if hasattr(answer, "tolist") else answer
     return [float(number) for number in listed] if isinstance(listed, list) else float(listed)
 
 
-def main():
+def main() -> None:
     # What libraries print goes to the log: the answers have the pipe to themselves.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -96,7 +96,7 @@ def _lengths(logarithms: np.ndarray, mean: int, cap: int) -> np.ndarray:
     low, high = 0.0, float(cap)
     while high - low > 1e-6:
         middle = (low + high) / 2
-        lengths = np.clip(np.rint(middle * np.exp(logarithms)), _SPECIAL_TOKENS + 1, cap)
+        lengths: np.ndarray = np.clip(np.rint(middle * np.exp(logarithms)), _SPECIAL_TOKENS + 1, cap)
         low, high = (middle, high) if lengths.mean() < mean else (low, middle)
     return lengths
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu.shapes import tiny
+from benchmarks.http_grid import Grid, Load
+from benchmarks.http_grid import lines as grid_lines
 from benchmarks.offline import Entrant, Texts, entrants
 from benchmarks.offline_tables import Answered, Found, Started, lines
+from benchmarks.plots import plot_latency, plot_throughput
 from benchmarks.report import BEGIN, END, Report, put
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import ratio, shown, spread, table
@@ -195,6 +198,31 @@ def test_a_section_is_put_between_its_markers_and_nothing_else_changes() -> None
 def test_a_document_with_odd_markers_is_left_alone(document: str) -> None:
     with pytest.raises(ValueError, match="once"):
         put("new", document)
+
+
+def _grid() -> Grid:
+    grid = Grid("minilm", flops=1e9)
+    grid.loads += [Load("raypool", 8, 1, 120.0, 60.0, 90.0, 1e12), Load("vllm", 8, 1, 100.0, 70.0, 80.0, 1e12)]
+    grid.failures["vllm, 32 clients, 256 texts"] = "it answered 429"
+    return grid
+
+
+def test_the_table_of_servers_has_every_load_and_what_failed() -> None:
+    text = "\n".join(grid_lines(_grid()))
+    assert "| 8 clients, 1 text a request | raypool | 120 | 0% | 60.0 ms | 90.0 ms | 12.0% |  |" in text
+    assert "| 8 clients, 1 text a request | vllm | 100 | 0% | 70.0 ms | 80.0 ms | 10.0% | 1.20x |" in text
+    assert "vllm, 32 clients, 256 texts: it answered 429" in text
+
+
+def test_figures_name_who_was_measured_and_are_the_same_every_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("a", "b"):
+        plot_throughput([_found()], tmp_path / f"{name}-throughput.svg")
+        plot_latency(_grid(), tmp_path / f"{name}-latency.svg")
+    for kind in ("throughput", "latency"):
+        first, second = ((tmp_path / f"{name}-{kind}.svg").read_bytes() for name in ("a", "b"))
+        assert first == second
+        assert first.startswith(b"<?xml")
 
 
 def test_numbers_are_compared_by_their_medians() -> None:

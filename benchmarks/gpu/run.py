@@ -60,10 +60,12 @@ class Throughput:
 
 @dataclass
 class Result:
-    """One model: how it ran, its throughput, and the milliseconds of one query. failure: why it has no more."""
+    """One model: how it ran, its throughput, and the milliseconds of one query.
+
+    peak: operations per second of the matmul beside it. failure: why it has no more.
+    """
 
     shape: str
-    parameters: int = 0
     path: str = ""
     load_s: float = 0.0
     peak: float = 0.0
@@ -163,8 +165,6 @@ def _measure(result: Result, config: Mapping[str, Any], args: argparse.Namespace
         result.load_s = time.perf_counter() - start
         result.path = _facts(engine)
         flops = ModelFlops.count(AutoConfig.from_pretrained(directory))
-        # A product with each of the parameters that are no table takes two operations a token.
-        result.parameters = round(flops.a_token / 2)
         asyncio.run(Subject(engine, flops, peak, result).measure(steps, args.seconds, args.queries))
     finally:
         engine.close()
@@ -211,9 +211,9 @@ def _every(results: Sequence[Result]) -> list[list[str]]:
     ]
 
 
-def about(args: argparse.Namespace, peak: Peak) -> str:
+def about(args: argparse.Namespace, peak: Peak, results: Sequence[Result]) -> str:
     device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    rate = statistics.median(peak.rates[peak.best_size]) / 1e12
+    rate = statistics.median(result.peak for result in results) / 1e12
     return (
         f"{device}, {args.dtype}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {sys.version.split()[0]}; nn.Linear reaches {shown(rate)} TFLOP/s at tokens x in x out = "
@@ -230,9 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.shapes:
         results.append(measure(name, args, peak))
         print(f"{name}: {results[-1]}", file=sys.stderr, flush=True)
-        text = markdown(results, about(args, peak))
+        machine = about(args, peak, results)
+        text = markdown(results, machine)
         (args.out / "gpu.md").write_text(text, encoding="utf-8")
-        content = {"about": about(args, peak), "results": [asdict(result) for result in results]}
+        content = {"about": machine, "results": [asdict(result) for result in results]}
         (args.out / "gpu.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(text)
 
