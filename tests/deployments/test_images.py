@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.admission import Admission
 from deployments.config import ServiceConfig
+from deployments.engines import ServeEngines
 from deployments.http.app import build_http
-from pooling.media import Content, Conversation, Image
-from pooling.request import PoolingRequest
+from pooling.images import ImageLimits, decode_data_uri
+from pooling.media import Content, Conversation, Image, ProcessedImage
+from pooling.request import PackedBatch, PoolingRequest
 from tests.checkpoints import MINILM
 from tests.checkpoints.images import WITH_IMAGES
 from tests.deployments.local import LocalRouter
@@ -114,7 +117,7 @@ async def test_conversations_of_texts_and_images_stand_side_by_side(
     batch = [both, says(text("bi")), [{"role": "system", "content": "bo"}, *says(image(CAT))]]
     answer = await send(app, EMBED, model="qwen", messages=batch, add_generation_prompt=True)
     dog = (await app.post("/tokenize", json={"model": "qwen", "messages": both, "add_generation_prompt": True})).json()
-    decoded = Image.of(__import__("PIL.Image").Image.open(io.BytesIO(base64.b64decode(DOG.partition(",")[2]))))
+    decoded = decode_data_uri(DOG, ImageLimits())
     conversations = [
         Conversation((Content(("ba", picture(1), "be", decoded)),), True),
         Conversation((Content(("bi",)),), True),
@@ -352,6 +355,57 @@ async def test_the_pictures_of_a_request_are_counted_together(
     response = await app.post(COHERE, json={"model": "clip", "images": uris})
     assert response.status_code == 413
     assert "more than 3600 pixels together, which is the most allowed (max_request_pixels)" in response.text
+
+
+async def test_processed_images_are_queued_up_to_a_limit(
+    app: httpx.AsyncClient, router: LocalRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_one = 3 * 32 * 32 * 4
+    monkeypatch.setattr(router._images, "queued", Admission(3 * of_one, "bytes of images"))
+    go, begun = asyncio.Event(), asyncio.Event()
+    real = router.engines["clip"].engine.pool
+
+    async def slow(batch: Any) -> Any:
+        if batch.media is not None:
+            begun.set()
+            await go.wait()
+        return await real(batch)
+
+    monkeypatch.setattr(router.engines["clip"].engine, "pool", slow)
+    waiting = asyncio.ensure_future(app.post(COHERE, json={"model": "clip", "images": [CAT, CAT, DOG]}))
+    await begun.wait()  # with two of the three, for equal ones travel once
+    refused = await app.post(COHERE, json={"model": "clip", "images": [data_uri(encoded(drawn(s))) for s in (5, 6)]})
+    assert refused.status_code == 429
+    assert f"({2 * of_one} bytes of images are queued, the limit is {3 * of_one})" in refused.json()["error"]["message"]
+    assert (await app.post(EMBED, json={"model": "clip", "input": "ba"})).status_code == 200
+    go.set()
+    assert (await waiting).status_code == 200
+    assert router._images.queued.tokens == 0
+
+
+def test_images_travel_by_reference_where_they_are_large(router: LocalRouter) -> None:
+    """Serve's messages have room for 4 MiB, which the ids of images never fill."""
+    chosen: list[bool] = []
+
+    class Handle:
+        def __init__(self, by_reference: bool = False) -> None:
+            self._by_reference = by_reference
+
+        def options(self, _by_reference: bool = False, **_: Any) -> "Handle":
+            return Handle(_by_reference)
+
+        @property
+        def pool(self) -> "Handle":
+            return self
+
+        def remote(self, _: Any) -> None:
+            chosen.append(self._by_reference)
+
+    engines = ServeEngines(Handle(), router.pick("clip", None).card)  # type: ignore[arg-type]
+    small, large = (ProcessedImage(b"", np.zeros((1, 3, side, side), np.float32), 1) for side in (32, 500))
+    for images in ((small, small), (small, large), (large, large)):
+        engines.send(PackedBatch(np.zeros(2, np.int32), np.ones(2, np.int32), media=tuple((one,) for one in images)))
+    assert chosen == [False, True, True]
 
 
 async def test_a_text_does_not_wait_for_the_pictures_before_it(
