@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,14 +12,11 @@ import pytest
 import torch
 
 from deployments.admission import Admission
-from deployments.config import ServiceConfig
 from deployments.engines import ServeEngines
 from deployments.http.app import build_http
 from pooling.images import ImageLimits, decode_data_uri
 from pooling.media import Content, Conversation, Image, ProcessedImage
 from pooling.request import PackedBatch, PoolingRequest
-from tests.checkpoints import MINILM
-from tests.checkpoints.images import WITH_IMAGES
 from tests.deployments.local import LocalRouter
 from tests.deployments.site import Site, fetcher, served_site
 from tests.encoded import bomb, data_uri, drawn, encoded
@@ -33,26 +30,11 @@ EMBED, POOL, CLASSIFY, SCORE, RERANK, COHERE = (
     "/v2/embed",
 )
 CAT, DOG = data_uri(encoded(drawn(1))), data_uri(encoded(drawn(2), "JPEG", quality=95), "image/jpeg")
-RERANKER = {"architectures": ["Qwen3VLForSequenceClassification"], "is_original_qwen3_reranker": True}
 
 
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRouter]:
-    def source(name: str) -> str:
-        return str(WITH_IMAGES[name].write(tmp_path_factory.mktemp("images")))
-
-    reads_both = source("qwen3-vl")
-    models: list[dict[str, Any]] = [
-        {"name": "minilm", "source": MINILM},
-        {"name": "clip", "source": source("clip")},
-        {"name": "vit", "source": source("vit")},
-        {"name": "qwen", "source": reads_both},
-        {"name": "reranker", "source": reads_both, "hf_overrides": RERANKER},
-    ]
-    config = {"models": [{"dtype": "float32", **model} for model in models]}
-    router = LocalRouter(ServiceConfig.model_validate(config))
-    yield router
-    router.close()
+@pytest.fixture
+def router(pictured: LocalRouter) -> LocalRouter:
+    return pictured
 
 
 @pytest.fixture
