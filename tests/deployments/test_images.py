@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -413,3 +414,51 @@ async def test_a_text_does_not_wait_for_the_pictures_before_it(
     assert not any(one.done() for one in pictures)
     go.set()
     assert [one.status_code for one in await asyncio.gather(*pictures)] == [200] * 6
+
+
+async def test_no_malformed_part_is_a_fault_of_ours(app: httpx.AsyncClient) -> None:
+    draw = random.Random(7)
+    odd: list[Any] = [
+        None,
+        True,
+        0,
+        -1,
+        1e308,
+        "",
+        "\x00",
+        "data:",
+        CAT,
+        CAT[:50],
+        "http://[",
+        [],
+        {},
+        [[]],
+        {"url": 1},
+    ]
+    statuses = []
+    for _ in range(400):
+        part: Any = draw.choice(
+            [text("ba"), image(CAT), image({"url": DOG}), {"type": "image_embeds", "image_embeds": ""}]
+        )
+        if draw.random() < 0.7:
+            part = {**part, draw.choice([*part, "text", "image_url", "image_embeds"]): draw.choice(odd)}
+        parts = draw.choice([[part], [text("be"), part], [part, image(CAT)], part])
+        model = draw.choice(["clip", "qwen", "vit", "minilm", "reranker", "colqwen"])
+        path, body = draw.choice(
+            [
+                (EMBED, {"messages": [{"role": "user", "content": parts}]}),
+                (POOL, {"messages": [[{"role": "user", "content": parts}]]}),
+                (CLASSIFY, {"input": [{"role": "user", "content": parts}]}),
+                (SCORE, {"queries": "ba", "documents": {"content": parts}}),
+                (RERANK, {"query": {"content": parts}, "documents": ["ba", {"content": parts}]}),
+                (COHERE, {"inputs": [{"content": parts}]}),
+                (COHERE, {"images": [draw.choice(odd)]}),
+                ("/tokenize", {"messages": [{"role": "user", "content": parts}]}),
+            ]
+        )
+        response = await app.post(path, json={"model": model, **body})
+        assert response.status_code in (200, 400, 413, 422, 501), (path, model, body, response.text[:500])
+        assert not any(mark in response.text for mark in ("Traceback", "site-packages", ".py", "0x7f", "BytesIO"))
+        statuses.append(response.status_code)
+    assert statuses.count(400) > 100
+    assert statuses.count(200) > 20
