@@ -18,12 +18,16 @@ _LOOKS_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """schema: of every part, whatever file it is from. rows: of each file; None: not known without reading it all."""
+    """schema: of every part, whatever file it is from. rows: of each file; None: not known without reading it all.
+
+    texts: the columns that are read as text, whatever is in them.
+    """
 
     format: FormatName
     files: tuple[Found, ...]
     schema: pa.Schema
     rows: tuple[int | None, ...]
+    texts: tuple[str, ...]
 
     @property
     def total(self) -> int | None:
@@ -38,6 +42,7 @@ def look_at_input(path: str, wanted: FormatName | None, columns: Sequence[str], 
     """
     name, files = _of_one_format(path, list_files(path), wanted)
     form = formats()[name]
+    texts = columns if name == "text" else texts  # the lines of which are the column
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         looks = list(pool.map(lambda file: form.look(place_of(file.name), texts), files))
     known = [(file, look) for file, look in zip(files, looks, strict=True) if len(look.schema)]
@@ -48,7 +53,7 @@ def look_at_input(path: str, wanted: FormatName | None, columns: Sequence[str], 
         if missing:
             where = "there" if len(files) == 1 else f"in {file.name!r} there"
             raise ConfigError(f"{where} is no column {missing[0]!r}; the columns are {', '.join(look.schema.names)}")
-    return JobInput(name, tuple(files), _together(known), tuple(look.rows for look in looks))
+    return JobInput(name, tuple(files), _together(known), tuple(look.rows for look in looks), tuple(texts))
 
 
 def refuse_columns(names: Sequence[str], wanted: Sequence[str], new: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ def _pipeline(
     alone_with_actors(context)
     return (
         dataset.map_batches(
-            ReadParts(job_input.format, job_input.schema, job.texts, job.batch_size),
+            ReadParts(job_input.format, job_input.schema, job_input.texts, job.batch_size),
             batch_size=1,
             batch_format="pyarrow",
             compute=at_once,

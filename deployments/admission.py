@@ -1,4 +1,4 @@
-"""Admission: whole requests are let in by their tokens, or refused at once."""
+"""Admission: whole requests are let in by their tokens, or by the bytes of their images, or refused at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,10 @@ class Admission:
     it could never pass otherwise. Not thread-safe: for one event loop.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, unit: str = "tokens") -> None:
+        """unit: what is counted, if it is not tokens."""
         self.limit = limit
+        self._unit = unit
         self.tokens = 0
 
     def check(self) -> None:
@@ -36,5 +38,5 @@ class Admission:
     def _refusal(self) -> Overloaded:
         return Overloaded(
             "The engine is currently busy and cannot accept new requests. Please try again later or on a different "
-            f"instance. ({self.tokens} tokens are queued, the limit is {self.limit})"
+            f"instance. ({self.tokens} {self._unit} are queued, the limit is {self.limit})"
         )

@@ -78,6 +78,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--served-model-name", metavar="NAME", help="what clients send as `model`; default: the model")
     model.add_argument("--replicas", type=int, help="engine replicas; default 1")
     model.add_argument("--api-key", action="append", metavar="KEY", help="a key clients must send; may be repeated")
+    model.add_argument(
+        "--allowed-media-domains",
+        nargs="+",
+        action="extend",
+        metavar="DOMAIN",
+        help="hosts that images may be fetched from, such as images.example.com or *.example.com; default: none",
+    )
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +116,9 @@ def _add_model_flags(parser: argparse._ActionsContainer) -> None:
         dest="hf_overrides",
         metavar="JSON",
         help="""of a causal language model that scores, e.g. '{"classifier_from_token": ["no", "yes"]}'""",
+    )
+    parser.add_argument(
+        "--limit-mm-per-prompt", metavar="JSON", help="""how many images an input may have; default '{"image": 8}'"""
     )
     parser.add_argument("--chat-template", metavar="JINJA", help="how a pair of texts reads; a template or its file")
     parser.add_argument(

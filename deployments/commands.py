@@ -29,11 +29,12 @@ _MODEL_FLAGS = (
     "max_batch_tokens",
     "override_pooler_config",
     "hf_overrides",
+    "limit_mm_per_prompt",
     "chat_template",
     "instruction",
 )
-_JSON_FLAGS = ("override_pooler_config", "hf_overrides")
-_SERVED_FLAGS = (*_MODEL_FLAGS, "task", "served_model_name", "replicas", "api_key")
+_JSON_FLAGS = ("override_pooler_config", "hf_overrides", "limit_mm_per_prompt")
+_SERVED_FLAGS = (*_MODEL_FLAGS, "task", "served_model_name", "replicas", "api_key", "allowed_media_domains")
 
 
 def serve(arguments: Namespace) -> None:
@@ -140,6 +141,7 @@ def _service(arguments: Namespace) -> dict[str, Any]:
     return {
         "models": [{name: value for name, value in model.items() if value is not None}],
         "api_keys": arguments.api_key or [],
+        "media": {"allowed_domains": arguments.allowed_media_domains or []},
     }
 
 

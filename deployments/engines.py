@@ -30,7 +30,7 @@ class ServeEngines:
         self._pool_by_reference = handle.options(method_name="pool", _by_reference=True)
 
     def send(self, batch: PackedBatch) -> Answer:
-        large = max(batch.ids.nbytes, answer_bytes(batch, self._card)) > _LARGE_BYTES
+        large = max(batch.ids.nbytes + image_bytes(batch), answer_bytes(batch, self._card)) > _LARGE_BYTES
         pool = self._pool_by_reference if large else self._pool
         return cast(Answer, pool.remote(batch))
 
@@ -57,3 +57,9 @@ def answer_bytes(batch: PackedBatch, card: ModelCard) -> int:
         rows = batch.tokens if TASKS[task].rows == "token" else len(batch)
         numbers += rows * card.poolers[task].width
     return numbers * _FLOAT32_BYTES
+
+
+def image_bytes(batch: PackedBatch) -> int:
+    """How large the images of a batch are, each once, for that is how they travel."""
+    distinct = {id(image): image.pixels.nbytes for images in batch.media or () for image in images}
+    return sum(distinct.values())

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from PIL import Image as Pillow
 
+from deployments.admission import Admission
 from deployments.fetch import Fetcher
 from deployments.media import MediaConfig, SentImage
 from pooling.errors import ImageTooLarge, InvalidRequest, PoolingError
@@ -37,12 +38,14 @@ class ImageLoader:
         cpus = len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(max(1, min(_MOST_THREADS, cpus // 2)), "raypool-images")
         self._room = asyncio.Semaphore(_REQUESTS)
+        self.queued = Admission(config.max_queued_bytes, "bytes of images")
 
     async def read(self, request: PoolingRequest, tokenize: Callable[[PoolingRequest], PackedBatch]) -> PackedBatch:
         """What tokenize makes of the request with every picture decoded, each that is sent more than once but once.
 
-        Raises InvalidRequest of the fitting kind, which names the image, and what tokenize raises.
+        Raises InvalidRequest of the fitting kind, which names the image, Overloaded, and what tokenize raises.
         """
+        self.queued.check()
         sent = list(dict.fromkeys(part for part in pictures_of(request.inputs) if isinstance(part, SentImage)))
         fetched = await self._fetched(sent)
         async with self._room:

@@ -24,6 +24,8 @@ class MediaConfig(ImageLimits):
     fetch_timeout_s: float = Field(5.0, gt=0, description="for one image, redirects included")
     max_redirects: int = Field(3, ge=0)
     max_fetches: int = Field(16, gt=0, description="fetched at once by one router")
+    # Processed, images take as much for a token as texts for a thousand: 1,700 of 224x224.
+    max_queued_bytes: int = Field(1 << 30, gt=0, description="of processed images that wait or run, of one router")
     # Three images as large as one may be; 5,000 of 224x224.
     max_request_pixels: int = Field(268_435_456, gt=0, description="of all images of a request together")
 

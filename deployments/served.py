@@ -4,13 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from deployments.admission import Admission
 from deployments.config import Limits
 from deployments.dispatch import EngineClient
-from deployments.engines import answer_bytes
+from deployments.engines import answer_bytes, image_bytes
 from deployments.image_loader import ImageLoader, has_pictures, pictures_of
 from pooling.errors import InputTooLong, InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
@@ -84,7 +85,8 @@ class ServedModel:
             batch = await self.tokenize(request)
             tokenise_s = time.monotonic() - started
             self._refuse_large_answer(batch)
-            with self.admission.hold(batch.tokens):
+            pictures = image_bytes(batch)
+            with self.admission.hold(batch.tokens), self._images.queued.hold(pictures) if pictures else nullcontext():
                 return Answered(await self.engines.pool(batch), batch.tokens, tokenise_s, _image_tokens(batch))
         except Overloaded:
             if await self.engines.alive():

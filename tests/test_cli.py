@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tests.checkpoints import HIDDEN, MINILM
+from tests.checkpoints.images import WITH_IMAGES
 from tests.texts import words
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +145,8 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("serve", "/no/such/model", "--port", "0"), "http_options.port is 0; allowed are 1 to 65535"),
         (("serve", "/no/such/model", "--port", free_port()), "model source '/no/such/model' does not exist"),
         (("serve", MINILM, "--override-pooler-config", "{"), "--override-pooler-config is not JSON"),
+        (("serve", MINILM, "--limit-mm-per-prompt", '{"video": 1}'), "limit_mm_per_prompt"),
+        (("serve", MINILM, "--allowed-media-domains", "http://a.b"), "allowed_domains has 'http://a.b'"),
         (("serve", MINILM, "--hf-overrides", "[]"), "--hf-overrides is not a JSON object"),
         (
             ("serve", ROOT / "configs" / "demo.yaml", "--dtype", "float32", "--replicas", "2"),
@@ -177,6 +180,16 @@ def test_inspect_says_what_a_model_is(raypool: Run) -> None:
 def test_the_search_example_ranks_the_right_text_first() -> None:
     done = subprocess.run([sys.executable, "examples/search.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "A Ray cluster schedules" in done.stdout.splitlines()[0], done.stderr
+
+
+def test_the_image_search_finds_the_same_picture_again(tmp_path: Path) -> None:
+    """With random weights a text finds anything; an image finds itself, drawn anew."""
+    model = str(WITH_IMAGES["clip"].write(tmp_path))
+    command = [sys.executable, "examples/image_search.py", model]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    by_text, by_image = done.stdout.split("nearest to ")[1:]
+    assert by_text.splitlines()[0] == "the text 'a photo of a red circle':", done.stderr
+    assert re.fullmatch(r" 1\.000  a blue triangle", by_image.splitlines()[1]), done.stdout
 
 
 def test_embed_turns_a_file_into_a_directory(raypool: Run, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from pooling.parallel.links import Order, Stage
 from pooling.parallel.ring import SLOTS, StepMessage, slot_bytes
 from pooling.parallel.shard import Shard
 from pooling.self_check import check
+from pooling.vision.decoder import load_decoder
+from pooling.vision.outline import outline
 
 # The inputs of the start-up check may be longer than a step that a small model was given.
 _LEAST_TOKENS = 2_048
@@ -31,6 +33,7 @@ class GroupStep(StepInput):
     """A step as this rank reads it, and what the others are told of it."""
 
     message: StepMessage | None = None
+    own: StepInput | None = None
 
 
 class GroupForward:
@@ -54,16 +57,18 @@ class GroupForward:
         attended: NDArray[np.int32] | None = None,
         media: Media | None = None,
     ) -> GroupStep:
-        step = self._own.prepare(ids, lengths, second, attended)
+        step = self._own.prepare(ids, lengths, second, attended, media)
         own = {field.name: getattr(step, field.name) for field in fields(StepInput)}
-        return GroupStep(**own, message=StepMessage(ids, lengths, second, attended))
+        images = outline(media) if media is not None and any(media) else None
+        return GroupStep(**own, message=StepMessage(ids, lengths, second, attended, images=images), own=step)
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype. Raises EngineFailure if the group is over."""
         assert isinstance(step, GroupStep)
         assert step.message is not None
+        assert step.own is not None
         self._group.send(step.message)
-        return self._own(step)
+        return self._own(step.own)
 
     def alone(self, ids: NDArray[np.int32]) -> Tensor:
         self._group.send(StepMessage(ids, np.array([len(ids)], np.int32), alone=True))
@@ -81,6 +86,14 @@ class GroupForward:
         threads, self._threads = self._threads, None
         if threads is not None:  # once: what was set since then is somebody else's
             torch.set_num_threads(threads)
+
+
+def load_share(
+    description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int, shard: Shard
+) -> tuple[PackedForward, dict[str, Head]]:
+    """This rank's share of a model, and of rank 0 its heads."""
+    load = load_packed if description.card.vision is None else load_decoder
+    return load(description, dtype, device, max_batch_tokens, shard=shard)
 
 
 def load_group(
@@ -123,7 +136,7 @@ def load_group(
         group.meet()  # not before: a rank that has failed would be waited for in vain
         collective = Collective(group.meeting_file, 0, size, device, order.timeout_s)
         group.watch(lambda _: collective.abort())
-        own, heads = load_packed(description, dtype, device, max_batch_tokens, Shard(0, size, collective.add_up))
+        own, heads = load_share(description, dtype, device, max_batch_tokens, Shard(0, size, collective.add_up))
         group.wait_for(Stage.LOADED)
         forward = GroupForward(own, group, before)
         reason = check(forward, description, dtype)

@@ -119,6 +119,10 @@ _PHI3 = _DECODER | _plan(
 # Its plan gathers queries and keys, which are normed over all heads together; here the norm adds up.
 _OLMO2 = _DECODER | _LLAMA_LAYERS | _plan(norm="layers.*.self_attn.q_norm layers.*.self_attn.k_norm")
 
+# Layers that read images, `visual`, are whole: only rank 0 runs them, and sends the others what they make.
+_VISION_DECODER = {f"language_model.{name}": rule for name, rule in (_DECODER | _LLAMA_LAYERS).items()}
+_WITH_VISION = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "colqwen2")
+
 # None: transformers' own plan of the family, with what it leaves out.
 _FAMILIES: dict[str, Plan | None] = {
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"), _BERT),
@@ -133,6 +137,7 @@ _FAMILIES: dict[str, Plan | None] = {
     "olmo2": _OLMO2,
     **dict.fromkeys(("eurobert", "mistral", "llama", "qwen2", "qwen3", "qwen3_moe", "granite", "smollm3"), None),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "gpt_neox"), None),
+    **dict.fromkeys(_WITH_VISION, _VISION_DECODER),
 }
 # transformers' words for our styles. A norm of each head by itself needs its gradient added up, and nothing else.
 _WORDS: dict[str, Rule] = {
@@ -186,5 +191,6 @@ def obstacle_to(size: int, config: PreTrainedConfig, packed: bool) -> str | None
 
 def _divided(config: PreTrainedConfig) -> dict[str, int]:
     """By name, the sizes that must divide by the number of ranks."""
-    named = {name: getattr(config, name, None) for name in (*_HEADS, *_WIDTHS)}
+    stack = config.get_text_config() if config.model_type in _WITH_VISION else config
+    named = {name: getattr(stack, name, None) for name in (*_HEADS, *_WIDTHS)}
     return {name: size for name, size in named.items() if isinstance(size, int) and size > 0}

@@ -13,12 +13,14 @@ from typing import NoReturn
 import torch
 
 from pooling.config import ModelSpec
-from pooling.forward import PackedForward, load_packed
+from pooling.forward import PackedForward
 from pooling.loading.describe import describe
 from pooling.parallel.collective import Collective
+from pooling.parallel.forward import load_share
 from pooling.parallel.links import Kind, Link, Order, Stage, number_of
 from pooling.parallel.ring import Ring
 from pooling.parallel.shard import Shard
+from pooling.vision.outline import media_of
 
 log = logging.getLogger("raypool")
 
@@ -59,7 +61,7 @@ def _load(order: Order, rank: int, device: torch.device, link: Link, place: Path
     collective = Collective(place, rank, order.size, device, order.timeout_s)
     dtype: torch.dtype = getattr(torch, order.dtype)
     shard = Shard(rank, order.size, collective.add_up)
-    forward, _ = load_packed(description, dtype, device, order.max_batch_tokens, shard)
+    forward, _ = load_share(description, dtype, device, order.max_batch_tokens, shard)
     return forward
 
 
@@ -75,7 +77,8 @@ def _run_steps(forward: PackedForward, link: Link, ring: Ring) -> None:
             if step.alone:
                 forward.alone(step.ids)
             else:
-                forward(forward.prepare(step.ids, step.lengths, step.second, step.attended))
+                media = None if step.images is None else media_of(step.images, len(step.lengths))
+                forward(forward.prepare(step.ids, step.lengths, step.second, step.attended, media))
 
 
 def _report(error: Exception, link: Link, place: Path) -> None:

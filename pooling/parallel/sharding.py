@@ -15,6 +15,8 @@ from pooling.parallel.plans import Rule, plan_of
 from pooling.parallel.shard import Part, Shard
 
 _WHOLE = Rule("whole")
+# A pooler belongs to the head; what reads images is rank 0's.
+_APART = ("pooler.", "visual.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 # What attention modules remember of how many heads there are, by the names that families give it.
 _COUNTS = (
@@ -38,7 +40,7 @@ class Sharding:
         self._rules: dict[str, Rule] = {}  # of the modules that are not whole
         self.parts: dict[str, Part] = {}
         for name, tensor in backbone.named_parameters(remove_duplicate=False):
-            part = None if name.startswith("pooler.") else self._part(name, tensor)  # a pooler belongs to the head
+            part = None if name.startswith(_APART) else self._part(name, tensor)
             if part is not None:
                 self.parts[name] = part
         self._rules |= {name: rule for name in self._modules if (rule := self._rule(name)).style == "experts"}

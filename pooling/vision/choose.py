@@ -13,7 +13,7 @@ from pooling.loading.describe import Description
 from pooling.loading.model import load_model
 from pooling.prepacked import prepack
 from pooling.vision.check import check_images
-from pooling.vision.decoder import DecoderForward
+from pooling.vision.decoder import DecoderForward, load_decoder
 from pooling.vision.towers import ImagesForward, TowersForward
 
 log = logging.getLogger("raypool")
@@ -29,18 +29,26 @@ def choose_vision_forward(
     if reason is not None:
         how = "texts padded" if vision.kind == "towers" else "inputs one by one"
         log.warning("%s: running %s, which is slower: %s", description.card.name, how, reason)
-    attention = NAME if reason is None and vision.kind != "images" else "sdpa"
-    loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        prepack(loaded.backbone, max_batch_tokens)
     forward: ImagesForward | DecoderForward
-    if vision.kind == "images":
-        forward = ImagesForward(loaded.backbone, device)
-    elif vision.kind == "towers":
-        forward = TowersForward(loaded.backbone, device, packed=reason is None)
+    if vision.kind == "decoder":
+        forward, heads = load_decoder(description, dtype, device, max_batch_tokens, packed=reason is None)
     else:
-        forward = DecoderForward(loaded.backbone, device, vision, packed=reason is None)
+        forward, heads = _load_apart(description, dtype, device, max_batch_tokens, packed=reason is None)
     reason = check_images(forward, description, dtype)
     if reason is not None:
         raise CheckpointError(f"a {description.card.model_type} model cannot be served in batches: {reason}")
-    return forward, loaded.heads
+    return forward, heads
+
+
+def _load_apart(
+    description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int, packed: bool
+) -> tuple[ImagesForward, dict[str, Head]]:
+    """A model that reads a text or an image, or images alone."""
+    towers = description.family.vision == "towers"
+    attention = NAME if packed and towers else "sdpa"
+    loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        prepack(loaded.backbone, max_batch_tokens)
+    if towers:
+        return TowersForward(loaded.backbone, device, packed), loaded.heads
+    return ImagesForward(loaded.backbone, device), loaded.heads

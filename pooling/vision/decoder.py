@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pooling.attention import NAME
 from pooling.forward import PackedForward, StepInput, alone_by_eager, places_of
+from pooling.heads import Head
+from pooling.loading.checkpoint import Checkpoint
+from pooling.loading.describe import Description
+from pooling.loading.model import load_model
 from pooling.loading.vision import Vision
 from pooling.media import Media, ProcessedImage
+from pooling.parallel.shard import Shard
+from pooling.prepacked import prepack
 from pooling.vision.distinct import Distinct
 from pooling.vision.positions import positions_by_place
 
@@ -23,13 +30,15 @@ class ImageTokens:
 
     pixels [patches, numbers of a patch] and grid [images, 3] are of the images that
     the model embeds, rows [tokens, dim] those of the images that are embedded
-    already, which come behind them; None where there are none. at and of [image
-    tokens of the step]: which token of the step, and which of the images it is.
+    already, which come behind them; None where there are none. tokens: of all of
+    them. at and of [image tokens of the step]: which token of the step, and which
+    of the images it is.
     """
 
     pixels: Tensor | None
     grid: Tensor | None
     rows: Tensor | None
+    tokens: int
     at: Tensor
     of: Tensor
 
@@ -48,10 +57,18 @@ class DecoderForward(PackedForward):
     inputs are run one after another.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, vision: Vision, packed: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        vision: Vision,
+        packed: bool,
+        shard: Shard | None = None,
+    ) -> None:
+        """shard: which share of the decoder this is; rank 0 alone embeds images, and tells the others."""
         super().__init__(model, device, None)
         self._vlm: Any = model
-        self._vision, self._packed = vision, packed
+        self._vision, self._packed, self._shard = vision, packed, shard
         self.path = "packed" if packed else "one by one"
 
     def prepare(
@@ -101,6 +118,7 @@ class DecoderForward(PackedForward):
             self.to_device(np.concatenate([image.pixels for image in own])) if own else None,
             self.to_device(np.array([image.grid for image in own], np.int64)) if own and own[0].grid else None,
             self.to_device(np.concatenate([image.pixels for image in given])) if given else None,
+            int(starts[-1]),
             self.to_device(at),
             self.to_device(of),
         )
@@ -111,7 +129,7 @@ class DecoderForward(PackedForward):
         embeds: Tensor = self._vlm.get_input_embeddings()(step.ids)
         layers: list[Tensor] = []
         if step.images is not None:
-            first, *layers = self._embedded(step.images)
+            first, *layers = self._shared(step.images, embeds)
             embeds[0, step.images.at] = first[step.images.of].to(embeds.dtype)
             layers = [rows[step.images.of] for rows in layers]
         if not self._packed:
@@ -145,6 +163,17 @@ class DecoderForward(PackedForward):
             start += size
         return torch.cat(answers)
 
+    def _shared(self, images: ImageTokens, embeds: Tensor) -> list[Tensor]:
+        """The rows of the images on every rank: a sum to which the others add nothing."""
+        shard, parts = self._shard, self._vision.row_parts
+        if shard is None:
+            return self._embedded(images)
+        if shard.rank == 0:
+            rows = torch.cat(self._embedded(images), dim=1).to(embeds.dtype)
+        else:
+            rows = embeds.new_zeros(images.tokens, embeds.shape[2] * parts)
+        return list(torch.split(shard.add_up(rows.contiguous()), embeds.shape[2], dim=1))
+
     def _embedded(self, images: ImageTokens) -> list[Tensor]:
         """The rows of the images [tokens, dim], and those for the first layers where the model has some."""
         made: list[list[Tensor]] = []
@@ -177,3 +206,21 @@ class DecoderForward(PackedForward):
             on_device = self.to_device(ids.astype(np.int64)[None])
             hidden: Tensor = self._vlm(input_ids=on_device, use_cache=False, **given)[0]
         return hidden[0]
+
+
+def load_decoder(
+    description: Description,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_batch_tokens: int,
+    packed: bool = True,
+    shard: Shard | None = None,
+) -> tuple[DecoderForward, dict[str, Head]]:
+    """The model, or this rank's share of it, not proven yet; beside it its heads, by name."""
+    vision = description.card.vision
+    assert vision is not None
+    attention = NAME if packed else "sdpa"
+    loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device, shard)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        prepack(loaded.backbone, max_batch_tokens)
+    return DecoderForward(loaded.backbone, device, vision, packed, shard), loaded.heads

@@ -68,6 +68,32 @@ def local(models: dict[str, str]) -> "Iterator[LocalRouter]":
     router.close()
 
 
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalRouter]":
+    """A router without Ray, with models that take images beside one of texts."""
+    from deployments.config import ServiceConfig
+    from tests.checkpoints.images import WITH_IMAGES
+    from tests.deployments.local import LocalRouter
+
+    def source(name: str) -> str:
+        return str(WITH_IMAGES[name].write(tmp_path_factory.mktemp("images")))
+
+    reads_both = source("qwen3-vl")
+    scorer = {"architectures": ["Qwen3VLForSequenceClassification"], "is_original_qwen3_reranker": True}
+    models: list[dict[str, Any]] = [
+        {"name": "minilm", "source": MINILM},
+        {"name": "clip", "source": source("clip")},
+        {"name": "vit", "source": source("vit")},
+        {"name": "qwen", "source": reads_both},
+        {"name": "reranker", "source": reads_both, "hf_overrides": scorer},
+        {"name": "colqwen", "source": source("colqwen2")},
+    ]
+    config = {"models": [{"dtype": "float32", **model} for model in models]}
+    router = LocalRouter(ServiceConfig.model_validate(config))
+    yield router
+    router.close()
+
+
 @pytest.fixture
 async def app(local: "LocalRouter") -> AsyncIterator[httpx.AsyncClient]:
     """A client of that router's HTTP surface."""

@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Iterator
+import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.config import ServiceConfig
+from deployments.admission import Admission
+from deployments.engines import ServeEngines
 from deployments.http.app import build_http
-from pooling.media import Content, Conversation, Image
-from pooling.request import PoolingRequest
-from tests.checkpoints import MINILM
-from tests.checkpoints.images import WITH_IMAGES
+from pooling.images import ImageLimits, decode_data_uri
+from pooling.media import Content, Conversation, Image, ProcessedImage
+from pooling.request import PackedBatch, PoolingRequest
 from tests.deployments.local import LocalRouter
 from tests.deployments.site import Site, fetcher, served_site
 from tests.encoded import bomb, data_uri, drawn, encoded
@@ -30,26 +31,11 @@ EMBED, POOL, CLASSIFY, SCORE, RERANK, COHERE = (
     "/v2/embed",
 )
 CAT, DOG = data_uri(encoded(drawn(1))), data_uri(encoded(drawn(2), "JPEG", quality=95), "image/jpeg")
-RERANKER = {"architectures": ["Qwen3VLForSequenceClassification"], "is_original_qwen3_reranker": True}
 
 
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRouter]:
-    def source(name: str) -> str:
-        return str(WITH_IMAGES[name].write(tmp_path_factory.mktemp("images")))
-
-    reads_both = source("qwen3-vl")
-    models: list[dict[str, Any]] = [
-        {"name": "minilm", "source": MINILM},
-        {"name": "clip", "source": source("clip")},
-        {"name": "vit", "source": source("vit")},
-        {"name": "qwen", "source": reads_both},
-        {"name": "reranker", "source": reads_both, "hf_overrides": RERANKER},
-    ]
-    config = {"models": [{"dtype": "float32", **model} for model in models]}
-    router = LocalRouter(ServiceConfig.model_validate(config))
-    yield router
-    router.close()
+@pytest.fixture
+def router(pictured: LocalRouter) -> LocalRouter:
+    return pictured
 
 
 @pytest.fixture
@@ -114,7 +100,7 @@ async def test_conversations_of_texts_and_images_stand_side_by_side(
     batch = [both, says(text("bi")), [{"role": "system", "content": "bo"}, *says(image(CAT))]]
     answer = await send(app, EMBED, model="qwen", messages=batch, add_generation_prompt=True)
     dog = (await app.post("/tokenize", json={"model": "qwen", "messages": both, "add_generation_prompt": True})).json()
-    decoded = Image.of(__import__("PIL.Image").Image.open(io.BytesIO(base64.b64decode(DOG.partition(",")[2]))))
+    decoded = decode_data_uri(DOG, ImageLimits())
     conversations = [
         Conversation((Content(("ba", picture(1), "be", decoded)),), True),
         Conversation((Content(("bi",)),), True),
@@ -354,6 +340,57 @@ async def test_the_pictures_of_a_request_are_counted_together(
     assert "more than 3600 pixels together, which is the most allowed (max_request_pixels)" in response.text
 
 
+async def test_processed_images_are_queued_up_to_a_limit(
+    app: httpx.AsyncClient, router: LocalRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_one = 3 * 32 * 32 * 4
+    monkeypatch.setattr(router._images, "queued", Admission(3 * of_one, "bytes of images"))
+    go, begun = asyncio.Event(), asyncio.Event()
+    real = router.engines["clip"].engine.pool
+
+    async def slow(batch: Any) -> Any:
+        if batch.media is not None:
+            begun.set()
+            await go.wait()
+        return await real(batch)
+
+    monkeypatch.setattr(router.engines["clip"].engine, "pool", slow)
+    waiting = asyncio.ensure_future(app.post(COHERE, json={"model": "clip", "images": [CAT, CAT, DOG]}))
+    await begun.wait()  # with two of the three, for equal ones travel once
+    refused = await app.post(COHERE, json={"model": "clip", "images": [data_uri(encoded(drawn(s))) for s in (5, 6)]})
+    assert refused.status_code == 429
+    assert f"({2 * of_one} bytes of images are queued, the limit is {3 * of_one})" in refused.json()["error"]["message"]
+    assert (await app.post(EMBED, json={"model": "clip", "input": "ba"})).status_code == 200
+    go.set()
+    assert (await waiting).status_code == 200
+    assert router._images.queued.tokens == 0
+
+
+def test_images_travel_by_reference_where_they_are_large(router: LocalRouter) -> None:
+    """Serve's messages have room for 4 MiB, which the ids of images never fill."""
+    chosen: list[bool] = []
+
+    class Handle:
+        def __init__(self, by_reference: bool = False) -> None:
+            self._by_reference = by_reference
+
+        def options(self, _by_reference: bool = False, **_: Any) -> "Handle":
+            return Handle(_by_reference)
+
+        @property
+        def pool(self) -> "Handle":
+            return self
+
+        def remote(self, _: Any) -> None:
+            chosen.append(self._by_reference)
+
+    engines = ServeEngines(Handle(), router.pick("clip", None).card)  # type: ignore[arg-type]
+    small, large = (ProcessedImage(b"", np.zeros((1, 3, side, side), np.float32), 1) for side in (32, 500))
+    for images in ((small, small), (small, large), (large, large)):
+        engines.send(PackedBatch(np.zeros(2, np.int32), np.ones(2, np.int32), media=tuple((one,) for one in images)))
+    assert chosen == [False, True, True]
+
+
 async def test_a_text_does_not_wait_for_the_pictures_before_it(
     app: httpx.AsyncClient, router: LocalRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,3 +414,51 @@ async def test_a_text_does_not_wait_for_the_pictures_before_it(
     assert not any(one.done() for one in pictures)
     go.set()
     assert [one.status_code for one in await asyncio.gather(*pictures)] == [200] * 6
+
+
+async def test_no_malformed_part_is_a_fault_of_ours(app: httpx.AsyncClient) -> None:
+    draw = random.Random(7)
+    odd: list[Any] = [
+        None,
+        True,
+        0,
+        -1,
+        1e308,
+        "",
+        "\x00",
+        "data:",
+        CAT,
+        CAT[:50],
+        "http://[",
+        [],
+        {},
+        [[]],
+        {"url": 1},
+    ]
+    statuses = []
+    for _ in range(400):
+        part: Any = draw.choice(
+            [text("ba"), image(CAT), image({"url": DOG}), {"type": "image_embeds", "image_embeds": ""}]
+        )
+        if draw.random() < 0.7:
+            part = {**part, draw.choice([*part, "text", "image_url", "image_embeds"]): draw.choice(odd)}
+        parts = draw.choice([[part], [text("be"), part], [part, image(CAT)], part])
+        model = draw.choice(["clip", "qwen", "vit", "minilm", "reranker", "colqwen"])
+        path, body = draw.choice(
+            [
+                (EMBED, {"messages": [{"role": "user", "content": parts}]}),
+                (POOL, {"messages": [[{"role": "user", "content": parts}]]}),
+                (CLASSIFY, {"input": [{"role": "user", "content": parts}]}),
+                (SCORE, {"queries": "ba", "documents": {"content": parts}}),
+                (RERANK, {"query": {"content": parts}, "documents": ["ba", {"content": parts}]}),
+                (COHERE, {"inputs": [{"content": parts}]}),
+                (COHERE, {"images": [draw.choice(odd)]}),
+                ("/tokenize", {"messages": [{"role": "user", "content": parts}]}),
+            ]
+        )
+        response = await app.post(path, json={"model": model, **body})
+        assert response.status_code in (200, 400, 413, 422, 501), (path, model, body, response.text[:500])
+        assert not any(mark in response.text for mark in ("Traceback", "site-packages", ".py", "0x7f", "BytesIO"))
+        statuses.append(response.status_code)
+    assert statuses.count(400) > 100
+    assert statuses.count(200) > 20

@@ -16,6 +16,7 @@ from pooling.errors import CheckpointError, ConfigError
 from pooling.forward import load_packed
 from pooling.intake import Intake
 from pooling.loading.describe import describe
+from pooling.media import Content, Image, ImageEmbeds
 from pooling.parallel import plans
 from pooling.parallel.group import StartRanks
 from pooling.parallel.plans import obstacle_to
@@ -25,6 +26,7 @@ from pooling.runner import LocalRunner
 from tests.checkpoints import EVERY
 from tests.checkpoints.writing import copy_with
 from tests.headed import Headed
+from tests.pictures import pictures
 from tests.ranks import LongRank
 from tests.sentence_encoders import backbone, bge_m3, multi_vector, splade
 from tests.texts import words
@@ -101,6 +103,29 @@ def test_pairs_are_told_apart_on_every_rank(scorer: Checkpoints, rank: LongRank)
     assert_same(*on_one_and_two(spec, rank, "score", params=LOGITS, inputs=pairs))
 
 
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "colqwen2"])
+def test_images_are_read_on_every_rank(checkpoint: Checkpoints, rank: LongRank, name: str) -> None:
+    """Rank 0 alone embeds them."""
+    drawn = [Image.of(image) for image in pictures()]
+    if name == "colqwen2":
+        inputs: list[Any] = ["a", *drawn, words(9), drawn[0]]
+    else:
+        embedded = ImageEmbeds(
+            np.random.default_rng(0).standard_normal((4, 64 * (3 if name == "qwen3-vl" else 1))), (1, 4, 4)
+        )
+        said = [Content((drawn[1], "and", drawn[2])), Content((drawn[2], embedded, drawn[1])), *drawn]
+        inputs = [*TEXTS[:5], *said, Content((embedded,))]
+    tasks = ("token_embed",) if name == "colqwen2" else ("embed", "token_embed")
+    assert_same(*on_one_and_two({"source": str(checkpoint(name))}, rank, *tasks, inputs=inputs))
+
+
+def test_pairs_with_images_do_too(checkpoint: Checkpoints, rank: LongRank) -> None:
+    drawn = [Image.of(image) for image in pictures()]
+    spec = {"source": str(checkpoint("qwen3-vl")), "task": "score"}
+    pairs = [("a dog", Content((drawn[1],))), (Content((drawn[2], "what")), "a cat"), ("a", "b")]
+    assert_same(*on_one_and_two(spec, rank, "score", params=LOGITS, inputs=pairs))
+
+
 def test_bfloat16_stays_close(checkpoint: Checkpoints, rank: LongRank) -> None:
     expected, actual = on_one_and_two({"source": str(checkpoint("bert")), "dtype": "bfloat16"}, rank, "embed")
     for one, two in zip(expected, actual, strict=True):
@@ -112,6 +137,9 @@ def test_bfloat16_stays_close(checkpoint: Checkpoints, rank: LongRank) -> None:
     [
         ("mpnet", 2, "family mpnet runs padded, and only families that run packed are split"),
         ("bert", 3, r"num_attention_heads 4 and intermediate_size 128 cannot be divided by it; allowed are 1, 2, 4"),
+        ("clip", 2, "family clip has no tensor-parallel plan"),
+        ("colpali", 2, "family colpali has no tensor-parallel plan"),
+        ("qwen2-vl", 4, "num_key_value_heads 2 cannot be divided by it; allowed are 1, 2"),
         ("mistral", 4, "num_key_value_heads 2 cannot be divided by it; allowed are 1, 2"),
     ],
 )
