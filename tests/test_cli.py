@@ -172,6 +172,7 @@ def test_inspect_says_what_a_model_is(raypool: Run) -> None:
     assert done.returncode == 0
     assert re.search(r"^architecture\s+BertModel \(bert\)$", done.stdout, re.MULTILINE)
     assert re.search(r"^longest input\s+256 tokens$", done.stdout, re.MULTILINE)
+    assert re.search(r"^images\s+none$", done.stdout, re.MULTILINE)
     assert re.search(r"^tensor parallel +over 2, 3, 4, 6, 12 ranks$", done.stdout, re.MULTILINE)
     card = json.loads(raypool("inspect", MINILM, "--json", "--max-model-len", "100").stdout)
     assert (card["dim"], card["max_model_len"], card["poolers"]["embed"]["pooling_type"]) == (384, 100, "MEAN")

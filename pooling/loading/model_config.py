@@ -50,8 +50,6 @@ def read_config(backbone: Path) -> PreTrainedConfig:
     sizes = ("hidden_size", "num_hidden_layers", *(() if family.vision == "images" else ("vocab_size",)))
     if any(getattr(stack, name, None) is None for name in sizes):
         raise CheckpointError(f"{config.model_type} is not a text model of one stack of layers, which is supported")
-    if config.model_type == "colpali":
-        stack.use_bidirectional_attention = True  # as its mask over a prefix says, and a whole input is one
     _look_both_ways(stack)
     if config.model_type == "nomic_bert":
         _refuse_other_nomic(raw, config)

@@ -13,6 +13,7 @@ import pytest
 from pooling import Intake, ModelSpec, PoolingRequest
 from pooling.errors import CheckpointError, InvalidRequest
 from pooling.judge import check_batch
+from pooling.loading.describe import describe
 from pooling.media import Image, ProcessedImage
 from pooling.request import PackedBatch
 from pooling.vision.cache import ImageCache
@@ -106,3 +107,16 @@ def test_another_model_with_a_vision_part_is_refused_by_name(checkpoint: Callabl
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "idefics3", "architectures": ["X"]}))
     with pytest.raises(CheckpointError, match="a vision part that is not supported; those that take images are clip,"):
         Intake.load(ModelSpec(source=str(tmp_path / "model")))
+
+
+def test_a_card_says_how_a_model_takes_images(checkpoint: Callable[[str], Path]) -> None:
+    said = {}
+    for name in ("clip", "siglip", "vit", "qwen2-vl", "colqwen2"):
+        said[name] = str(describe(ModelSpec(source=str(checkpoint(name)))).card.vision)
+    assert said == {
+        "clip": "one in place of a text, 17 tokens each",
+        "siglip": "one in place of a text, 16 tokens each",
+        "vit": "images alone, 17 tokens each",
+        "qwen2-vl": "up to 8 among the texts of an input",
+        "colqwen2": "one in place of a text",
+    }
