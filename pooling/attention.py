@@ -225,7 +225,7 @@ def _mask(length: int, rule: Rule) -> Tensor | None:
 
 def _visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     """[length, length] bool, true where the query of that row sees the key of that column; None: all."""
-    return (_short_mask if length <= _SHORT else _long_mask)(length, causal, window)
+    return (_short_mask if length <= _SHORT else _long_masks.of)(length, causal, window)
 
 
 def _build_visible(length: int, causal: bool, window: int | None) -> Tensor | None:
@@ -238,10 +238,17 @@ def _build_visible(length: int, causal: bool, window: int | None) -> Tensor | No
 
 
 # Two kinds of layer (local and global) at some 64 lengths: what a few steps of mixed work use, and at most 128 MiB.
-# A long mask costs little beside its attention; the layers of one step share it.
+# A long mask costs little beside its attention; the layers of a step share it, in each thread that runs a part of it.
 _SHORT = 1_024
 _short_mask = lru_cache(maxsize=128)(_build_visible)
-_long_mask = lru_cache(maxsize=2)(_build_visible)
+
+
+class _LongMasks(threading.local):
+    def __init__(self) -> None:
+        self.of = lru_cache(maxsize=2)(_build_visible)
+
+
+_long_masks = _LongMasks()
 
 
 def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:

@@ -52,6 +52,7 @@ class DeviceThread:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[tuple[_Work, Pending, float] | None] = queue.SimpleQueue()
         self._freed, self._finishing = 0.0, threading.Lock()
+        self._lanes: Lanes | None = None
         built: Future[Runner] = Future()
         self._threads = [
             threading.Thread(target=self._launch, args=(build, built), name="raypool-device", daemon=True),
@@ -72,24 +73,27 @@ class DeviceThread:
         self._work.put(_Work(number, parts, shared, loop, done))
 
     def close(self) -> None:
-        """Ends the threads after the steps they have, waiting as long as a step should take, and then the runner.
+        """Ends the threads after the steps they have, and then the runner, waiting as long as a step should take.
 
-        A thread that still computes while the interpreter ends takes the process down with it.
+        A thread that still computes while the interpreter ends takes the process down with it. One of these threads
+        itself, which has dropped the last reference to an engine, cannot wait for them.
         """
         self._work.put(None)
+        threads = [*self._threads, *([] if self._lanes is None else self._lanes.threads)]
+        if threading.current_thread() in threads:
+            return
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_LAST_STEP_S)
+            thread.join(_LAST_STEP_S)
         self.runner.close()
 
     def _launch(self, build: Callable[[], Runner], built: "Future[Runner]") -> None:
         try:
             runner = build()
+            lanes = self._lanes = _lanes_for(runner)
         except BaseException as error:
             self._launched.put(None)
             built.set_exception(error)
             return
-        lanes = Lanes(runner.lanes) if runner.lanes > 1 else None
         built.set_result(runner)
         del built
         # Each step in a call of its own: a name here would keep the last one, and its engine with it, while it waits.
@@ -98,6 +102,7 @@ class DeviceThread:
         if lanes is not None:
             lanes.close()
         self._launched.put(None)
+        runner.close()
 
     def _launch_next(self, runner: Runner, lanes: Lanes | None) -> bool:
         work = self._work.get()
@@ -150,6 +155,14 @@ class DeviceThread:
             work.loop.call_soon_threadsafe(work.done, work.number, report)
         except RuntimeError:
             return  # the loop has closed: nobody waits any more
+
+
+def _lanes_for(runner: Runner) -> Lanes | None:
+    try:
+        return Lanes(runner.lanes) if runner.lanes > 1 else None
+    except BaseException:
+        runner.close()
+        raise
 
 
 class _Parts:

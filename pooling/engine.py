@@ -273,24 +273,36 @@ class Engine:
 
     def _finished(self, number: int, report: StepReport) -> None:
         """Called in the loop by the device thread when a step has ended."""
-        step = self._steps.pop(number, None)
-        if step is None or self.failure is not None:
+        if number not in self._steps or self.failure is not None:
             return  # the engine failed meanwhile; every caller knows already
-        self._watch()
+        oldest = next(iter(self._steps)) == number  # a lane may be ahead of another
+        step = self._steps.pop(number)
+        if oldest:
+            self._watch()
         if report.error is not None:
             self._fail(f"the forward pass failed: {type(report.error).__name__}", report.error)
             return
-        now = time.monotonic()
-        follow = _FOLLOW if self._token_s else 1.0
-        self._token_s += follow * (report.seconds / step.tokens - self._token_s)
-        self._step_s = report.seconds
-        self._free_at = now + sum(other.tokens for other in self._steps.values()) * self._token_s
+        if oldest:
+            self._learn(step, report)
         self._done_steps += 1
         self._done_tokens += step.tokens
         self.step_tokens.add(step.tokens)
         self.step_inputs.add(sum(len(share.inputs) for share in step.shares))
         self._busy_s += report.seconds
         self._pump()  # the device first: callers can wait the microseconds this takes
+        try:
+            self._hand_out(step, report)
+        except Exception as error:  # a fault of ours: nobody may wait for ever
+            self._fail(f"handing out the answers of a step failed: {type(error).__name__}", error)
+
+    def _learn(self, step: _Step, report: StepReport) -> None:
+        """How long the next steps should take, and when the device should be done with those that it has."""
+        follow = _FOLLOW if self._token_s else 1.0
+        self._token_s += follow * (report.seconds / step.tokens - self._token_s)
+        self._step_s = report.seconds
+        self._free_at = time.monotonic() + sum(other.tokens for other in self._steps.values()) * self._token_s
+
+    def _hand_out(self, step: _Step, report: StepReport) -> None:
         for share, output in zip(step.shares, report.outputs, strict=True):
             self._done_inputs += len(share.inputs)
             job = self._jobs.get(share.key)

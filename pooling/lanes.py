@@ -17,6 +17,16 @@ _UNEVEN = 1.5
 _QUADRATIC_TOKENS = 2_048
 
 
+# torch's number of threads is the whole process's; while lanes start, it is theirs.
+_SETTING = threading.Lock()
+
+
+def count_lanes() -> int:
+    """As many as threads that torch was given."""
+    with _SETTING:
+        return torch.get_num_threads()
+
+
 class Lanes:
     """Threads that compute on one core each, at the same time.
 
@@ -27,20 +37,30 @@ class Lanes:
     """
 
     def __init__(self, count: int) -> None:
+        """Raises RuntimeError where the system allows no more threads."""
         self.count = count
-        self._work: list[queue.SimpleQueue[Callable[[], object] | None]] = [queue.SimpleQueue() for _ in range(count)]
-        threads = torch.get_num_threads()
-        ready = [threading.Event() for _ in range(count)]
-        self._threads = [
-            threading.Thread(target=_compute, args=given, name="raypool-lane", daemon=True)
-            for given in zip(self._work, ready, strict=True)
-        ]
-        for thread in self._threads:
-            thread.start()
-        for event in ready:
-            event.wait()
-        # The last number set is also that of every thread which computes for the first time.
-        torch.set_num_threads(threads)
+        self._work: list[queue.SimpleQueue[Callable[[], object] | None]] = []
+        self.threads: list[threading.Thread] = []
+        with _SETTING:
+            threads = torch.get_num_threads()
+            try:
+                for _ in range(count):
+                    self._start()
+            except RuntimeError:
+                self.close()
+                raise
+            finally:
+                # The last number set is also that of every thread which computes for the first time.
+                torch.set_num_threads(threads)
+
+    def _start(self) -> None:
+        work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        ready = threading.Event()
+        thread = threading.Thread(target=_compute, args=(work, ready), name="raypool-lane", daemon=True)
+        thread.start()
+        ready.wait()
+        self._work.append(work)
+        self.threads.append(thread)
 
     def run(self, lane: int, call: Callable[[], object]) -> None:
         """Queues a call, which must not raise, behind those that the lane has."""
@@ -56,7 +76,7 @@ class Lanes:
     def close(self) -> None:
         for work in self._work:
             work.put(None)
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join()
 
 

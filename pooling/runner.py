@@ -14,6 +14,7 @@ from pooling.forward import Forward, StepInput, choose_forward
 from pooling.heads import activation_of, check_activation, cut
 from pooling.heads.check import check_heads
 from pooling.kept import kept, side_of
+from pooling.lanes import count_lanes
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.loading.describe import Description, describe
 from pooling.loading.dtype import choose_device, choose_dtype
@@ -125,7 +126,7 @@ class LocalRunner:
         self.device = choose_device(spec.device)
         self.dtype = choose_dtype(spec.dtype, self.device)
         self._ranks = spec.tensor_parallel_size
-        self.lanes = torch.get_num_threads() if self.device.type == "cpu" and self._ranks == 1 else 1
+        self.lanes = count_lanes() if self.device.type == "cpu" and self._ranks == 1 else 1
         default = min(max(_CPU_STEP_TOKENS, self.lanes * _CPU_LANE_TOKENS), _CUDA_STEP_TOKENS)
         self.max_batch_tokens = spec.max_batch_tokens or (_CUDA_STEP_TOKENS if self.device.type == "cuda" else default)
         self._group: GroupForward | None = None
@@ -146,7 +147,9 @@ class LocalRunner:
     def _read_card(self, description: Description) -> None:
         check_heads(self.card, self._heads, self._forward)
         splade = description.files.splade
-        self._splade = SpladePooler(splade.strategy, splade.logarithms, self.card.dim) if splade is not None else None
+        self._splade = (
+            SpladePooler(splade.strategy, splade.logarithms, self.card.dim, self.lanes) if splade is not None else None
+        )
         self._activations = {
             pooler.activation: activation_of(pooler.activation) for pooler in self.card.poolers.values()
         }

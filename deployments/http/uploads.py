@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 from pooling.errors import Overloaded
 
+# So much any body may have, however many bytes others keep waiting for: large ones must not lock out small ones.
+_SMALL_BYTES = 65_536
+
 
 class Upload:
     """The bytes of one body, as they come."""
@@ -13,9 +16,10 @@ class Upload:
         self._uploads, self.bytes = uploads, 0
 
     def add(self, size: int) -> None:
-        """Raises Overloaded if all bodies together are too much then; one alone never is."""
+        """Raises Overloaded if all bodies together are too much then; one alone never is, nor one that is small."""
         others = self._uploads.bytes - self.bytes
-        if others and self._uploads.bytes + size > self._uploads.limit:
+        is_large = self.bytes + size > self._uploads.small
+        if others and is_large and self._uploads.bytes + size > self._uploads.limit:
             raise Overloaded(
                 f"request bodies of {others} bytes are being read, and the limit is {self._uploads.limit}; please try "
                 "again later"
@@ -27,8 +31,8 @@ class Upload:
 class Uploads:
     """Keeps many large bodies at once from taking all memory. Not thread-safe: for one event loop."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, small: int = _SMALL_BYTES) -> None:
+        self.limit, self.small = limit, small
         self.bytes = 0
 
     @contextmanager

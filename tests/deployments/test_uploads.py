@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_one_body_alone_is_never_too_much() -> None:
-    uploads = Uploads(10)
+    uploads = Uploads(10, small=0)
     with uploads.one() as upload:
         upload.add(8)
         upload.add(8)
@@ -26,7 +26,7 @@ def test_one_body_alone_is_never_too_much() -> None:
 
 
 def test_bodies_together_are_too_much_until_one_is_read() -> None:
-    uploads = Uploads(10)
+    uploads = Uploads(10, small=0)
     with uploads.one() as first:
         first.add(8)
         with uploads.one() as second:
@@ -38,9 +38,18 @@ def test_bodies_together_are_too_much_until_one_is_read() -> None:
         third.add(10)
 
 
+def test_small_bodies_pass_however_much_is_held() -> None:
+    uploads = Uploads(10, small=4)
+    with uploads.one() as large, uploads.one() as small:
+        large.add(10)
+        small.add(4)
+        with pytest.raises(Overloaded):
+            small.add(1)
+
+
 async def test_a_client_beside_a_large_upload_is_told_to_come_again(local: "LocalRouter") -> None:
     served = build_http(local)
-    served.state.uploads = Uploads(300)
+    served.state.uploads = Uploads(300, small=100)
     transport = httpx.ASGITransport(served, raise_app_exceptions=False)
     body, sent, over = orjson.dumps({"input": "a text", "user": "u" * 250}), asyncio.Event(), asyncio.Event()
 

@@ -52,6 +52,7 @@ class EchoRunner:
         self.gate.set()
         self.fault: BaseException | None = None
         self.steps: list[list[PackedBatch]] = []
+        self.closed = False
 
     def describe(self) -> dict[str, str]:
         return {}
@@ -192,8 +193,9 @@ async def test_a_nan_is_named_by_its_place_in_the_list_that_was_cut_into_slices(
     engine.close()
 
 
-async def test_a_failed_forward_pass_fails_all_who_wait_and_all_who_come() -> None:
-    runner = EchoRunner()
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_a_failed_forward_pass_fails_all_who_wait_and_all_who_come(lanes: int) -> None:
+    runner = EchoRunner(lanes=lanes)
     engine = engine_of(runner)
     runner.gate.clear()
     runner.fault = MemoryError("secret/path")
@@ -221,8 +223,9 @@ async def test_a_fault_in_preparing_a_step_is_heard_too(monkeypatch: pytest.Monk
     engine.close()
 
 
-async def test_a_step_that_never_ends_fails_its_callers() -> None:
-    runner = EchoRunner()
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_a_step_that_never_ends_fails_its_callers(lanes: int) -> None:
+    runner = EchoRunner(lanes=lanes)
     engine = engine_of(runner, step_timeout_s=0.05)
     runner.gate.clear()
     with pytest.raises(EngineDead, match=r"did not end within 0\.05 s"):
@@ -230,6 +233,70 @@ async def test_a_step_that_never_ends_fails_its_callers() -> None:
     assert not engine.healthy
     runner.gate.set()
     engine.close()
+
+
+async def test_a_step_that_ends_before_an_older_one_gives_that_one_no_more_time() -> None:
+    runner = EchoRunner(lanes=2)
+    engine = engine_of(runner, step_timeout_s=60.0)
+    held = threading.Event()
+    engine._device._lanes.run(1, held.wait)  # so the first step's second part waits, and a step in lane 0 overtakes it
+    first = asyncio.create_task(engine.pool(batch([1] * 30, [2] * 30)))
+    await until(lambda: engine._steps)
+    watchdog = engine._watchdog
+    await engine.pool(batch([3]))
+    assert not first.done()
+    assert engine._watchdog is watchdog
+    held.set()
+    np.testing.assert_array_equal((await first).data, [[1.0], [2.0]])
+    assert engine._watchdog is None
+    engine.close()
+
+
+async def test_a_step_for_all_cores_waits_until_no_lane_computes() -> None:
+    runner, order = EchoRunner(lanes=2), []
+    device = DeviceThread(lambda: runner)
+    for lane in (0, 1):
+        device._lanes.run(lane, lambda: (time.sleep(0.05), order.append("lane")))
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    device.run(0, [runner.prepare([batch([1])])], True, loop, lambda *_: (order.append("shared"), ended.set()))
+    await asyncio.wait_for(ended.wait(), 5)
+    assert order == ["lane", "lane", "shared"]
+    device.close()
+
+
+def test_closing_ends_every_thread_and_the_runner() -> None:
+    runner = EchoRunner(lanes=3)
+    device = DeviceThread(lambda: runner)
+    threads = [*device._threads, *device._lanes.threads]
+    device.close()
+    assert not any(thread.is_alive() for thread in threads)
+    assert runner.closed
+
+
+def test_a_lane_that_drops_the_last_reference_does_not_wait_for_itself() -> None:
+    runner = EchoRunner(lanes=2)
+    device = DeviceThread(lambda: runner)
+    device._lanes.run(1, device.close)
+    for thread in [*device._threads, *device._lanes.threads]:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert runner.closed
+
+
+def test_a_machine_that_allows_no_more_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "raypool-lane":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    runner = EchoRunner(lanes=2)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        DeviceThread(lambda: runner)
+    assert runner.closed
 
 
 async def test_a_process_of_the_runner_that_is_gone_fails_all_who_wait_at_once() -> None:
