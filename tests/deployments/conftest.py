@@ -69,24 +69,20 @@ def local(models: dict[str, str]) -> "Iterator[LocalRouter]":
 
 
 @pytest.fixture(scope="session")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalRouter]":
+def pictured(checkpoint: Callable[[str], Path]) -> "Iterator[LocalRouter]":
     """A router without Ray, with models that take images beside one of texts."""
     from deployments.config import ServiceConfig
-    from tests.checkpoints.images import WITH_IMAGES
     from tests.deployments.local import LocalRouter
 
-    def source(name: str) -> str:
-        return str(WITH_IMAGES[name].write(tmp_path_factory.mktemp("images")))
-
-    reads_both = source("qwen3-vl")
+    reads_both = str(checkpoint("qwen3-vl"))
     scorer = {"architectures": ["Qwen3VLForSequenceClassification"], "is_original_qwen3_reranker": True}
     models: list[dict[str, Any]] = [
         {"name": "minilm", "source": MINILM},
-        {"name": "clip", "source": source("clip")},
-        {"name": "vit", "source": source("vit")},
+        {"name": "clip", "source": str(checkpoint("clip"))},
+        {"name": "vit", "source": str(checkpoint("vit"))},
         {"name": "qwen", "source": reads_both},
         {"name": "reranker", "source": reads_both, "hf_overrides": scorer},
-        {"name": "colqwen", "source": source("colqwen2")},
+        {"name": "colqwen", "source": str(checkpoint("colqwen2"))},
     ]
     config = {"models": [{"dtype": "float32", **model} for model in models]}
     router = LocalRouter(ServiceConfig.model_validate(config))
@@ -136,7 +132,7 @@ def service(checkpoint: Callable[[str], Path], models: dict[str, str]) -> Iterat
                     },
                     *(
                         {"source": source, "name": name, "dtype": "float32", "num_cpus": 0.1}
-                        for name, source in models.items()
+                        for name, source in (*models.items(), ("clip", str(checkpoint("clip"))))
                     ),
                 ]
             }

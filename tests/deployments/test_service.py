@@ -12,9 +12,11 @@ import pytest
 from ray import serve
 
 from pooling.llm import LLM
+from pooling.media import Image
 from pooling.request import PackedBatch
 from tests.checkpoints import MINILM
 from tests.deployments.conftest import STEP_TOKENS, Service
+from tests.encoded import data_uri, drawn, encoded
 from tests.texts import words
 
 TEXTS = ["hello world", "", "Größe und 中文", "a much longer text " * 20, "hello world"]
@@ -58,7 +60,15 @@ def test_the_openai_client_works_unchanged(service: Service, expected: Any) -> N
     np.testing.assert_allclose([item.embedding for item in as_floats.data], expected, atol=ROUNDING)
     assert (answer.object, answer.model, answer.data[4].index) == ("list", "minilm", 4)
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 80
-    assert [model.id for model in models.data] == ["minilm", "bert", "chatty", "emotions", "reranker", "poisoned"]
+    assert [model.id for model in models.data] == [
+        "minilm",
+        "bert",
+        "chatty",
+        "emotions",
+        "reranker",
+        "poisoned",
+        "clip",
+    ]
 
 
 def test_base64_is_the_bytes_of_the_float32_vector(client: httpx.Client) -> None:
@@ -169,6 +179,21 @@ def test_a_large_answer_passes_every_message_limit(handle: Any) -> None:
 
 async def test_a_job_may_await_the_handle_too(handle: Any) -> None:
     assert (await handle.embed.remote("hello world")).shape == (1, 384)
+
+
+def test_images_travel_to_the_engines_and_count(client: httpx.Client, handle: Any, checkpoint: Any) -> None:
+    """So many that a slice of them is more than Serve's messages take, if it goes whole."""
+    pictures = [drawn(seed) for seed in range(200)]
+    uris = [data_uri(encoded(picture)) for picture in pictures]
+    answer = client.post("/v2/embed", json={"model": "clip", "images": uris, "embedding_types": ["float"]})
+    assert answer.status_code == 200, answer.text
+    by_handle = handle.embed.remote(["ba be", *pictures], model="clip").result()
+    with LLM(str(checkpoint("clip")), dtype="float32") as llm:
+        outputs = llm.embed(["ba be", *map(Image.of, pictures)], use_tqdm=False)
+    expected = np.array([output.outputs.embedding for output in outputs], np.float32)
+    np.testing.assert_allclose(answer.json()["embeddings"]["float"], expected[1:], atol=ROUNDING)
+    np.testing.assert_allclose(by_handle, expected, atol=ROUNDING)
+    assert answer.json()["meta"]["billed_units"] == {"input_tokens": 0, "image_tokens": 200 * 17}
 
 
 def test_the_system_routes_tell_what_runs(client: httpx.Client) -> None:
