@@ -34,15 +34,18 @@ class JobInput:
         return None if None in self.rows else sum(rows or 0 for rows in self.rows)
 
 
-def look_at_input(path: str, wanted: FormatName | None, columns: Sequence[str], texts: Sequence[str]) -> JobInput:
-    """columns: those that must be there. texts: those of them that must be text.
+def look_at_input(
+    path: str, wanted: FormatName | None, columns: Sequence[str], texts: Sequence[str] | None = None
+) -> JobInput:
+    """columns: those that must be there. texts: those of them that must be text; None: all.
 
     Raises ConfigError for files that are missing, of several formats or of none,
     damaged, empty, or with columns that do not go together.
     """
     name, files = _of_one_format(path, list_files(path), wanted)
     form = formats()[name]
-    texts = columns if name == "text" else texts  # the lines of which are the column
+    if texts is None or name == "text":  # the lines of which are the column
+        texts = columns
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         looks = list(pool.map(lambda file: form.look(place_of(file.name), texts), files))
     known = [(file, look) for file, look in zip(files, looks, strict=True) if len(look.schema)]

@@ -15,9 +15,10 @@ import ray
 
 from cluster import image_rows
 from cluster.dataset import Classifier, Embedder
+from cluster.formats import formats
 from cluster.image_rows import image_of
 from cluster.job import PoolingJob
-from cluster.job_input import look_at_input
+from cluster.job_input import look_at_input, place_of
 from pooling import LLM
 from pooling.errors import ConfigError, InvalidRequest
 from pooling.media import Image
@@ -141,8 +142,15 @@ def test_a_job_takes_a_column_of_structs_where_texts_must_be_text(tmp_path: Path
     found = look_at_input(job.input, None, job.columns, job.texts)
     assert found.total == 2
     with pytest.raises(ConfigError, match="not text"):
-        look_at_input(job.input, None, ["image"], ["image"])
+        look_at_input(job.input, None, ["image"])
     assert job.pooler_options()["image_column"] == "image"
+
+
+def test_the_lines_of_a_text_file_may_be_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("/one.png\n/two.png\n")
+    found = look_at_input(str(tmp_path), None, ("image",), ())
+    (part,) = formats()["text"].read(place_of(found.files[0].name), found.schema, found.texts, 10, set())
+    assert part.table.to_pydict() == {"image": ["/one.png", "/two.png"]}
 
 
 def test_the_command_embeds_the_pictures_of_files(
