@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image as Pillow
 
 from deployments.admission import Admission
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 _MOST_THREADS = 4
 # Requests whose pictures are in memory at once, each of max_request_pixels at most.
 _REQUESTS = 4
-_PLAIN = (str, list)
+_PLAIN = {str, list, tuple, np.ndarray}
 _PICTURES = (SentImage, Pillow.Image, Image, ImageEmbeds)
 
 
@@ -89,7 +90,11 @@ class ImageLoader:
 
 
 def has_pictures(inputs: Sequence[Any]) -> bool:
-    return not all(isinstance(item, _PLAIN) for item in inputs) and any(True for _ in pictures_of(inputs))
+    """Whether there is any; of texts, ids and pairs of texts it is seen by their types alone."""
+    kinds = set(map(type, inputs))
+    if tuple in kinds:
+        kinds.update(type(part) for item in inputs if type(item) is tuple for part in item)
+    return not kinds <= _PLAIN and any(True for _ in pictures_of(inputs))
 
 
 def pictures_of(inputs: Sequence[Any]) -> Iterator[Any]:

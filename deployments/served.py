@@ -203,8 +203,10 @@ class ServedModel:
 
 def _size(item: Any) -> int:
     """Characters of the texts of an input, or ids of a list; what has no length is no text, as intake says."""
+    if isinstance(item, str):
+        return len(item)
     if isinstance(item, tuple):
-        return sum(len(text) if isinstance(text, str) else _size(text) for text in item)
+        return sum(map(_size, item))
     if isinstance(item, Content):
         return sum(len(part) for part in item.parts if isinstance(part, str))
     if isinstance(item, Conversation):
