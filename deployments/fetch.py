@@ -67,6 +67,7 @@ class Fetcher:
             finally:
                 for task in tasks:
                     task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)  # before the session closes under them
 
     async def _one(self, session: aiohttp.ClientSession, given: str, room: "_Room") -> bytes:
         url = _parsed(given)
