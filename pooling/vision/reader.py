@@ -15,6 +15,8 @@ from pooling.media import Image, ProcessedImage
 from pooling.vision.cache import ImageCache
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+# A processor that resizes the shorter edge makes a strip as much longer. Source: smart_resize() in transformers' Qwen2-VL.
+_MAX_ASPECT_RATIO = 200
 
 
 class ImageReader:
@@ -43,7 +45,14 @@ class ImageReader:
         return reader
 
     def read(self, image: Image) -> ProcessedImage:
-        """Raises InvalidRequest, in the processor's words, for an image that it does not take."""
+        """Raises InvalidRequest for a strip, and, in the processor's words, for an image that it does not take."""
+        short, long = sorted((image.width, image.height))
+        if long > _MAX_ASPECT_RATIO * short:
+            raise InvalidRequest(
+                f"an image has {image.width}x{image.height} pixels; allowed is an aspect ratio of at most "
+                f"{_MAX_ASPECT_RATIO}",
+                "image",
+            )
         known = self.cache.get(image.key)
         if known is None:
             known = self._process(image)
@@ -57,6 +66,12 @@ class ImageReader:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InvalidRequest(
                 f"the model's processor refuses an image of {image.width}x{image.height} pixels: {reason}", "image"
+            ) from None
+        except MemoryError:
+            raise InvalidRequest(
+                f"an image of {image.width}x{image.height} pixels needs more memory to be processed than there is; "
+                "give a smaller one",
+                "image",
             ) from None
         pixels = np.ascontiguousarray(made["pixel_values"], np.float32)
         if self._vision.tokens is not None:

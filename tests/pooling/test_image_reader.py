@@ -72,6 +72,26 @@ def test_one_pixel_is_an_image(intake: Intake) -> None:
     check_batch(batch, intake.card)
 
 
+@pytest.mark.parametrize("shape", [(1, 201, 3), (402, 2, 3), (201, 1, 3)])
+def test_a_strip_is_refused_before_it_is_made_larger(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    strip = Image.of(np.zeros(shape, np.uint8))
+    _tokenize(intake, Image.of(np.zeros((1, 200, 3), np.uint8)))
+    monkeypatch.setattr(intake.images, "_process", lambda _: pytest.fail("it was processed"))
+    with pytest.raises(InvalidRequest, match=f"{strip.width}x{strip.height} pixels; allowed is an aspect ratio of at"):
+        _tokenize(intake, strip)
+
+
+def test_an_image_for_which_there_is_no_memory_is_refused(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(**_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(intake.images, "_processor", process)
+    with pytest.raises(InvalidRequest, match="an image of 8x6 pixels needs more memory to be processed than there is"):
+        _tokenize(intake, Image.of(picture(8, 6, seed=51)))
+
+
 def test_a_batch_with_other_images_than_the_model_reads_is_refused(intake: Intake) -> None:
     image = ProcessedImage(b"1", np.zeros((1, 3, 64, 64), np.float32), 17)
     batch = PackedBatch(np.zeros(17, np.int32), np.array([17], np.int32), media=((image,),))

@@ -39,7 +39,7 @@ _REFUSED: list[tuple[Any, type[Exception], str]] = [
     (f"{PLACE} a cat", InvalidRequest, "has 1 tokens that stand for images, but its 0 images have 0"),
     (Content((f"{PLACE}", _IMAGE)), InvalidRequest, "the places of 2 images"),
     (Content((_IMAGE,) * 4), InvalidRequest, "At most 3 image(s) may be provided in one prompt; given are 4"),
-    (Content((_NARROW,)), InvalidRequest, "refuses an image of 300x1 pixels: absolute aspect ratio must be smaller"),
+    (Content((_NARROW,)), InvalidRequest, "an image has 300x1 pixels; allowed is an aspect ratio of"),
     (Conversation(()), InvalidRequest, "Cannot apply chat template to an empty conversation"),
     (Content((b"a",)), InvalidRequest, "an input holds bytes; allowed are texts and images"),  # type: ignore[arg-type]
     (ImageEmbeds(np.ones((4, 192), np.float32)), InvalidRequest, "image_embeds need a text or a conversation"),
