@@ -1,7 +1,6 @@
 """DecoderIntake: conversations and prompts with images -> the ids that a language model reads, images among them."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -107,8 +106,7 @@ class DecoderIntake:
                 f"height and width; given is {grid}{place}",
                 "image_embeds",
             )
-        key = blake2b(np.array(rows.shape, "<i8").tobytes() + rows.tobytes(), digest_size=16).digest()
-        return ProcessedImage(b"embedded " + key, rows, len(rows), grid or (), embedded=True)
+        return ProcessedImage(picture.key, rows, len(rows), grid or (), embedded=True)
 
     def _prompt(self, item: ImagePrompt, place: Place, reading: Reading) -> Ids:
         if isinstance(item.prompt, str):

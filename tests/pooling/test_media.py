@@ -1,6 +1,7 @@
 """The nouns of images: what an image is known by, what is none, and how images travel with a batch."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -27,6 +28,34 @@ def test_modes_of_pillow_become_rgb_and_what_is_transparent_white() -> None:
     clear = Pillow.fromarray(np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], np.uint8))
     assert Image.of(clear).pixels.tolist() == [[[255, 255, 255], [10, 20, 30]]]
     assert Image.of(np.asarray(clear)) == Image.of(clear)
+
+
+def test_what_is_transparent_is_blended_in_little_memory() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (700, 900, 4)).astype(np.uint8)
+    seen = pixels[..., 3:] / 255
+    expected = np.rint(pixels[..., :3] * seen + 255 * (1 - seen))
+    tracemalloc.start()
+    try:
+        image = Image.of(pixels)
+        assert tracemalloc.get_traced_memory()[1] < 12 * 700 * 900
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(image.pixels, expected)
+    assert Image.of(Pillow.fromarray(pixels)) == image
+
+
+def test_embeds_are_known_by_their_shape_and_rows_without_a_copy() -> None:
+    rows = np.arange(600_000, dtype=np.float32).reshape(1_000, 600)
+    embeds = ImageEmbeds(rows)
+    tracemalloc.start()
+    try:
+        key = embeds.key
+        assert tracemalloc.get_traced_memory()[1] < rows.nbytes // 10
+    finally:
+        tracemalloc.stop()
+    assert ImageEmbeds(rows.astype(np.float64)).key == key
+    assert ImageEmbeds(rows.reshape(600, 1_000)).key != key
+    assert ImageEmbeds(rows + 1).key != key
 
 
 @pytest.mark.parametrize(
