@@ -15,6 +15,9 @@ Pixels = NDArray[np.uint8]
 _KEY_BYTES = 16
 # Pixels that are blended at a time: in floating-point numbers they take forty bytes each.
 _BLENDED = 65_536
+# The largest number of float16, the narrowest type that a model runs in; what is larger would be infinite in it, and in
+# the first layers of any other soon after.
+_MAX_EMBED = 65_504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class ImageEmbeds:
 
     grid: patches in time, height and width before they are merged into tokens, for
     decoders that number their tokens by place; None for the others.
-    Raises InvalidRequest for rows of another shape, and for ones that are no finite numbers.
+    Raises InvalidRequest for rows of another shape, and for numbers that are not
+    finite or that no vision part makes, which would fail the model.
     """
 
     rows: NDArray[np.float32] = field(repr=False)
@@ -70,6 +74,12 @@ class ImageEmbeds:
             )
         if not np.isfinite(rows).all():
             raise InvalidRequest("image_embeds holds NaN or infinity", "image_embeds")
+        largest = max(float(rows.max()), -float(rows.min()))
+        if largest > _MAX_EMBED:
+            raise InvalidRequest(
+                f"image_embeds holds a number of magnitude {largest:g}; allowed are at most {_MAX_EMBED:g}",
+                "image_embeds",
+            )
         object.__setattr__(self, "rows", np.ascontiguousarray(rows, np.float32))
 
     @property

@@ -45,7 +45,7 @@ def test_what_is_transparent_is_blended_in_little_memory() -> None:
 
 
 def test_embeds_are_known_by_their_shape_and_rows_without_a_copy() -> None:
-    rows = np.arange(600_000, dtype=np.float32).reshape(1_000, 600)
+    rows = np.arange(600_000, dtype=np.float32).reshape(1_000, 600) % 1_000
     embeds = ImageEmbeds(rows)
     tracemalloc.start()
     try:
@@ -82,6 +82,19 @@ def test_embeds_of_another_shape_are_refused(rows: np.ndarray) -> None:
 def test_embeds_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="NaN or infinity"):
         ImageEmbeds(np.array([[np.nan]], np.float32))
+
+
+@pytest.mark.parametrize(
+    "number", [np.float64(1e300), np.float64(-1e300), np.float32(3e38), np.float32(-3e38), np.float32(65_505)]
+)
+def test_embeds_that_would_overflow_in_the_model_are_refused(number: np.floating) -> None:
+    with pytest.raises(InvalidRequest, match=r"holds a number of magnitude .*; allowed are at most 65504"):
+        ImageEmbeds(np.array([[0, number]], number.dtype))
+
+
+def test_embeds_may_have_every_number_of_float16() -> None:
+    rows = np.array([[-65_504, 65_504]], np.float16)
+    assert ImageEmbeds(rows).rows.tolist() == rows.tolist()
 
 
 def test_images_stay_with_their_inputs() -> None:
