@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import Field
 
 from pooling.config import Settings
@@ -104,7 +104,7 @@ def _opened(data: bytes, limits: ImageLimits) -> Pillow.Image:
     """A picture of which only the header is read."""
     try:
         picture = Pillow.open(io.BytesIO(data), formats=_READ)
-        pixels = picture.width * picture.height
+        pixels = max(picture.width * picture.height, _tile_pixels(picture))
     except UnidentifiedImageError:
         allowed = ", ".join(_READ)
         raise UnknownImageFormat(f"an image is of no format that is read; allowed are {allowed}", "image") from None
@@ -118,6 +118,14 @@ def _opened(data: bytes, limits: ImageLimits) -> Pillow.Image:
             "image",
         )
     return picture
+
+
+def _tile_pixels(picture: Pillow.Image) -> int:
+    """Of a TIFF, a tile of which is decoded whole however small the picture is."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 0
+    tags = picture.tag_v2
+    return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)) * int(tags.get(TiffImagePlugin.TILELENGTH, 0))
 
 
 def _check_type(said: str, found: str) -> None:

@@ -21,7 +21,7 @@ from pooling.errors import (
 )
 from pooling.images import ImageLimits, decode_data_uri, decode_image
 from pooling.media import Image
-from tests.encoded import bomb, data_uri, drawn, encoded
+from tests.encoded import bomb, data_uri, drawn, encoded, tiled_tiff
 
 LIMITS = ImageLimits()
 
@@ -69,6 +69,10 @@ def test_one_pixel_is_a_picture() -> None:
     assert image.pixels.tolist() == [[[255, 0, 0]]]
 
 
+def test_a_picture_in_a_tile_is_read() -> None:
+    assert decode_image(tiled_tiff(16), LIMITS).pixels.shape == (4, 4, 3)
+
+
 @pytest.mark.parametrize(
     ("data", "error", "said"),
     [
@@ -81,6 +85,7 @@ def test_one_pixel_is_a_picture() -> None:
         (encoded(drawn(), "TIFF")[:200], BadImage, "an image"),
         (bomb(), ImageTooLarge, "more than 89478485 pixels, which is the most allowed (max_image_pixels)"),
         (bomb(10_000, 10_000), ImageTooLarge, "more than 89478485 pixels"),
+        (tiled_tiff(16_000), ImageTooLarge, "more than 89478485 pixels"),
     ],
 )
 def test_what_is_no_picture_is_refused(data: bytes, error: type[InvalidRequest], said: str) -> None:
