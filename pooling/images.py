@@ -18,10 +18,13 @@ from pooling.errors import (
     UnknownImageFormat,
     WrongImageType,
 )
+from pooling.image_parts import parts_of_image
 from pooling.media import Image
 
 # Pillow warns of more, and refuses twice as many: 256 MiB as RGB.
 _PIXELS = 89_478_485
+# Most PNGs have a chunk for every 8 KiB, which is 2,560 of the largest that is taken; photos have dozens of segments.
+_MAX_PARTS = 10_000
 # Pillow's names, and the types that clients have for each. JPEGs of some cameras hold a second picture: MPO.
 _TYPES = {
     "PNG": ("image/png", "image/apng", "image/x-png"),
@@ -102,6 +105,10 @@ def _too_many_bytes(limits: ImageLimits) -> ImageTooLarge:
 
 def _opened(data: bytes, limits: ImageLimits) -> Pillow.Image:
     """A picture of which only the header is read."""
+    if parts_of_image(data, _MAX_PARTS) > _MAX_PARTS:
+        raise ImageTooLarge(
+            f"an image has more than {_MAX_PARTS} segments or chunks, which is the most allowed", "image"
+        )
     try:
         picture = Pillow.open(io.BytesIO(data), formats=_READ)
         pixels = max(picture.width * picture.height, _tile_pixels(picture))

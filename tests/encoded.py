@@ -42,5 +42,18 @@ def tiled_tiff(tile: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(sizes)) + entries + bytes(4) + compressed
 
 
+def png_of_chunks(count: int) -> bytes:
+    """A PNG of 40x30 with so many empty chunks before its pixels."""
+    data = encoded(drawn())
+    end_of_header = data.index(b"IHDR") + 4 + 13 + 4
+    return data[:end_of_header] + _chunk(b"teSt", b"") * count + data[end_of_header:]
+
+
+def jpeg_of(parts: bytes) -> bytes:
+    """A JPEG of 40x30 with these bytes before its first segment."""
+    data = encoded(drawn(), "JPEG")
+    return data[:2] + parts + data[2:]
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
