@@ -18,7 +18,7 @@ from deployments.dispatch import EngineClient, Engines, Vitals
 from deployments.engines import ServeEngines
 from deployments.http.app import build_http
 from deployments.http.errors import status_of
-from deployments.image_loader import ImageLoader
+from deployments.image_loader import MAX_PROCESSED_BYTES, ImageLoader
 from deployments.logs import show_log
 from deployments.metrics import RouterMetrics, page
 from deployments.python_api import PythonApi
@@ -169,4 +169,4 @@ class Router(PythonApi):
 def _load_intakes(config: ServiceConfig) -> list["Intake"]:
     from pooling.intake import Intake  # not above: whoever builds the application imports this file, and needs it not
 
-    return [Intake.load(model.spec) for model in config.models]
+    return [Intake.load(model.spec, MAX_PROCESSED_BYTES) for model in config.models]

@@ -1,4 +1,4 @@
-"""parts_of_image(): how many segments a JPEG has before its pixels, or chunks a PNG, counted as Pillow would read them."""
+"""parts_of_image(): how many segments a JPEG has before its pixels, or chunks a PNG, counted as Pillow reads them."""
 
 from collections.abc import Iterator
 
