@@ -15,8 +15,8 @@ from pooling.media import Image, ProcessedImage
 from pooling.vision.cache import ImageCache
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
-# A processor that resizes the shorter edge makes a strip as much longer. Source: smart_resize() of transformers' Qwen2-VL
-# refuses more.
+# A processor that resizes the shorter edge makes a strip as much longer. Source: smart_resize() in transformers'
+# Qwen2-VL.
 _MAX_ASPECT_RATIO = 200
 
 
