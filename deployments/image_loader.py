@@ -25,6 +25,10 @@ Result = TypeVar("Result")
 _MOST_THREADS = 4
 # Requests whose pictures are in memory at once, each of max_request_pixels at most.
 _REQUESTS = 4
+# Of one request: some 1,700 images of 224x224 in CLIP's pixels, or 40 of 1024x1024 in Qwen's patches. Pictures of one
+# pixel take as much as others, so neither bytes nor pixels bound it; the router holds _REQUESTS of them, and a copy of
+# each while it is sent.
+MAX_PROCESSED_BYTES = 2**30
 _PLAIN = {str, list, tuple, np.ndarray}
 _PICTURES = (SentImage, Pillow.Image, Image, ImageEmbeds)
 

@@ -18,7 +18,7 @@ from deployments.dispatch import EngineClient, Engines, Vitals
 from deployments.engines import ServeEngines
 from deployments.http.app import build_http
 from deployments.http.errors import status_of
-from deployments.image_loader import ImageLoader
+from deployments.image_loader import MAX_PROCESSED_BYTES, ImageLoader
 from deployments.logs import show_log
 from deployments.metrics import RouterMetrics, page
 from deployments.python_api import PythonApi
@@ -52,7 +52,7 @@ class Router(PythonApi):
         self._routers = config.router.replicas
         self._threads = ThreadPoolExecutor(_THREADS, "raypool-tokenize")
         self._may_sleep = {model.served_name for model in config.models if model.may_sleep}
-        intakes = await asyncio.to_thread(_load_intakes, config)
+        intakes = await asyncio.to_thread(load_intakes, config)
         handles = [engines[model.deployment_name] for model in config.models]
         replicas = [ServeEngines(handle, intake.card) for handle, intake in zip(handles, intakes, strict=True)]
         self._serve(config, intakes, replicas)
@@ -166,7 +166,8 @@ class Router(PythonApi):
             raise DeadlineExceeded(f"the request was not answered within its {seconds:g} s") from None
 
 
-def _load_intakes(config: ServiceConfig) -> list["Intake"]:
+def load_intakes(config: ServiceConfig) -> list["Intake"]:
+    """Of each model, in order."""
     from pooling.intake import Intake  # not above: whoever builds the application imports this file, and needs it not
 
-    return [Intake.load(model.spec) for model in config.models]
+    return [Intake.load(model.spec, MAX_PROCESSED_BYTES) for model in config.models]

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import Field
 
 from pooling.config import Settings
@@ -18,10 +18,13 @@ from pooling.errors import (
     UnknownImageFormat,
     WrongImageType,
 )
+from pooling.image_parts import parts_of_image
 from pooling.media import Image
 
 # Pillow warns of more, and refuses twice as many: 256 MiB as RGB.
 _PIXELS = 89_478_485
+# Most PNGs have a chunk for every 8 KiB, which is 2,560 of the largest that is taken; photos have dozens of segments.
+_MAX_PARTS = 10_000
 # Pillow's names, and the types that clients have for each. JPEGs of some cameras hold a second picture: MPO.
 _TYPES = {
     "PNG": ("image/png", "image/apng", "image/x-png"),
@@ -102,9 +105,13 @@ def _too_many_bytes(limits: ImageLimits) -> ImageTooLarge:
 
 def _opened(data: bytes, limits: ImageLimits) -> Pillow.Image:
     """A picture of which only the header is read."""
+    if parts_of_image(data, _MAX_PARTS) > _MAX_PARTS:
+        raise ImageTooLarge(
+            f"an image has more than {_MAX_PARTS} segments or chunks, which is the most allowed", "image"
+        )
     try:
         picture = Pillow.open(io.BytesIO(data), formats=_READ)
-        pixels = picture.width * picture.height
+        pixels = max(picture.width * picture.height, _tile_pixels(picture))
     except UnidentifiedImageError:
         allowed = ", ".join(_READ)
         raise UnknownImageFormat(f"an image is of no format that is read; allowed are {allowed}", "image") from None
@@ -118,6 +125,14 @@ def _opened(data: bytes, limits: ImageLimits) -> Pillow.Image:
             "image",
         )
     return picture
+
+
+def _tile_pixels(picture: Pillow.Image) -> int:
+    """Of a TIFF, a tile of which is decoded whole however small the picture is."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 0
+    tags = picture.tag_v2
+    return int(tags.get(TiffImagePlugin.TILEWIDTH, 0)) * int(tags.get(TiffImagePlugin.TILELENGTH, 0))
 
 
 def _check_type(said: str, found: str) -> None:

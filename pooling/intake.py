@@ -35,6 +35,7 @@ from pooling.prompts import ROLES, role_prompt
 from pooling.request import Chunks, ContentPair, Frame, Ids, PackedBatch, Pair, PoolingRequest, Prompt, TokenizedInput
 from pooling.vision.decoder_intake import DecoderIntake, RetrievalIntake
 from pooling.vision.intake import MEDIA, MediaIntake, Place, Reading, TowersIntake
+from pooling.vision.processed import ProcessedBytes
 from pooling.vision.reader import ImageReader
 
 
@@ -44,22 +45,29 @@ class Intake:
     Safe to call from several threads.
     """
 
-    def __init__(self, card: ModelCard, tokenizer: TextTokenizer, reader: ImageReader | None = None) -> None:
-        """reader: of a model that takes images."""
-        self.card, self.images = card, reader
+    def __init__(
+        self,
+        card: ModelCard,
+        tokenizer: TextTokenizer,
+        reader: ImageReader | None = None,
+        max_processed_bytes: int | None = None,
+    ) -> None:
+        """reader: of a model that takes images. max_processed_bytes: of one request's images; None: any number."""
+        self.card, self.images, self._max_processed_bytes = card, reader, max_processed_bytes
         self._media = None if reader is None else _media_intake(card, reader, tokenizer)
         self._fill = _filling(card.vision, tokenizer)
         self.tokenizer = self._tokenizer = tokenizer
         check_template(tokenizer, card.template)
 
     @classmethod
-    def load(cls, spec: ModelSpec) -> Self:
+    def load(cls, spec: ModelSpec, max_processed_bytes: int | None = None) -> Self:
         """Reads the model's small files. Raises StartupError of the fitting kind."""
         description = describe(spec)
         vision, backbone = description.card.vision, description.backbone
         images_alone = vision is not None and vision.kind == "images"
         tokenizer = TextTokenizer.none() if images_alone else TextTokenizer.load(backbone, description.card.markers)
-        return cls(description.card, tokenizer, None if vision is None else ImageReader.load(backbone, vision))
+        reader = None if vision is None else ImageReader.load(backbone, vision)
+        return cls(description.card, tokenizer, reader, max_processed_bytes)
 
     def tokenize(self, request: PoolingRequest) -> PackedBatch:
         """The request as the engine reads it.
@@ -124,11 +132,13 @@ class Intake:
         count = request.of or len(request.inputs)
         inputs: list[Prompt] = list(request.inputs)
         read: dict[int, TokenizedInput] = {}
+        processed = ProcessedBytes(self._max_processed_bytes)
         for index, item in enumerate(request.inputs):
             one: Any = item
             if type(item) in kinds:
                 one = self._media.read(item, Place(request.first + index, count), reading)
             if isinstance(one, TokenizedInput):
+                processed.take(one.media)
                 read[index] = one
             else:
                 inputs[index] = one
@@ -318,12 +328,14 @@ class Intake:
             encoded = [next(apart[bool(pictures.get(index))]) for index in range(len(pairs))]
         marked = self.card.token_types and self._tokenizer.marks_second and template is None
         items = [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
+        processed = ProcessedBytes(self._max_processed_bytes)
         for index, number in enumerate(places.numbers):
             refuse_empty(items[index].ids, number, places.count)
             if pictures.get(index):
                 items[index] = self._expanded_pair(
                     items[index].ids, pictures[index], Place(number, places.count), limit
                 )
+                processed.take(items[index].media)
             if len(items[index].ids) > most:
                 raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
         return items

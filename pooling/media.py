@@ -13,6 +13,11 @@ from pooling.errors import InvalidRequest
 
 Pixels = NDArray[np.uint8]
 _KEY_BYTES = 16
+# Pixels that are blended at a time: in floating-point numbers they take forty bytes each.
+_BLENDED = 65_536
+# The largest number of float16, the narrowest type that a model runs in; what is larger would be infinite in it, and in
+# the first layers of any other soon after.
+_MAX_EMBED = 65_504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,7 @@ class Image:
         pixels = np.ascontiguousarray(_rgb(picture))
         if not pixels.size:
             raise InvalidRequest("an image has no pixels", "image")
-        # The fastest digest where the processor has instructions for it; a photo has megabytes.
-        digest = sha256(np.array(pixels.shape, "<i8").tobytes())
-        digest.update(pixels.data)
-        return cls(pixels, digest.digest()[:_KEY_BYTES])
+        return cls(pixels, _digest(pixels))
 
     @property
     def height(self) -> int:
@@ -56,7 +58,8 @@ class ImageEmbeds:
 
     grid: patches in time, height and width before they are merged into tokens, for
     decoders that number their tokens by place; None for the others.
-    Raises InvalidRequest for rows of another shape, and for ones that are no finite numbers.
+    Raises InvalidRequest for rows of another shape, and for numbers that are not
+    finite or that no vision part makes, which would fail the model.
     """
 
     rows: NDArray[np.float32] = field(repr=False)
@@ -71,7 +74,18 @@ class ImageEmbeds:
             )
         if not np.isfinite(rows).all():
             raise InvalidRequest("image_embeds holds NaN or infinity", "image_embeds")
+        largest = max(float(rows.max()), -float(rows.min()))
+        if largest > _MAX_EMBED:
+            raise InvalidRequest(
+                f"image_embeds holds a number of magnitude {largest:g}; allowed are at most {_MAX_EMBED:g}",
+                "image_embeds",
+            )
         object.__setattr__(self, "rows", np.ascontiguousarray(rows, np.float32))
+
+    @property
+    def key(self) -> bytes:
+        """A digest of the rows, unlike that of any Image."""
+        return b"embedded " + _digest(self.rows)
 
 
 Picture = Image | ImageEmbeds
@@ -144,6 +158,14 @@ def join_media(media: Sequence[Media | None], inputs: Sequence[int]) -> Media | 
     )
 
 
+def _digest(array: NDArray[Any]) -> bytes:
+    """Of the shape and the numbers of a contiguous array, without a copy of them."""
+    # The fastest digest where the processor has instructions for it; a photo has megabytes.
+    digest = sha256(np.array(array.shape, "<i8").tobytes())
+    digest.update(array.data)
+    return digest.digest()[:_KEY_BYTES]
+
+
 def _rgb(picture: Any) -> Pixels:
     if isinstance(picture, np.ndarray):
         return _array(picture)
@@ -153,7 +175,7 @@ def _rgb(picture: Any) -> Pixels:
             "image",
         )
     if "A" in picture.getbands() or "transparency" in picture.info:
-        return _array(np.asarray(picture.convert("RGBA")))
+        return _array(np.asarray(picture if picture.mode == "RGBA" else picture.convert("RGBA")))
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
@@ -165,6 +187,16 @@ def _array(array: NDArray[Any]) -> Pixels:
         )
     array = array.reshape(*array.shape[:2], channels)
     if channels == 4:
-        seen = array[..., 3:].astype(np.float32) / 255
-        return np.rint(array[..., :3] * seen + 255 * (1 - seen)).astype(np.uint8)
+        return _on_white(array)
     return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _on_white(array: Pixels) -> Pixels:
+    """[height, width, 4] -> [height, width, 3]."""
+    flat = array.reshape(-1, 4)
+    blended = np.empty((len(flat), 3), np.uint8)
+    for start in range(0, len(flat), _BLENDED):
+        strip = flat[start : start + _BLENDED]
+        seen = strip[:, 3:].astype(np.float32) / 255
+        blended[start : start + _BLENDED] = np.rint(strip[:, :3] * seen + 255 * (1 - seen))
+    return blended.reshape(*array.shape[:2], 3)

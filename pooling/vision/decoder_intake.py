@@ -1,7 +1,6 @@
 """DecoderIntake: conversations and prompts with images -> the ids that a language model reads, images among them."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,10 @@ class DecoderIntake:
         return text, _pictures(Conversation((content,)), Place(0, 1))
 
     def expand(self, ids: Ids, pictures: Sequence[Picture], place: Place) -> TokenizedInput:
-        """Each placeholder becomes as many tokens as its image has."""
+        """Each placeholder becomes as many tokens as its image has.
+
+        Raises InputTooLong before an image is processed, if the images alone have more than the model takes.
+        """
         if len(pictures) > self._vision.max_images:
             raise InvalidRequest(
                 f"At most {self._vision.max_images} image(s) may be provided in one prompt; given are "
@@ -64,6 +66,7 @@ class DecoderIntake:
                 f"given{place}",
                 "input",
             )
+        self._refuse_many_tokens(pictures, place)
         images = tuple(self._image(picture, place) for picture in pictures)
         counts = np.ones(len(ids), np.int64)
         counts[at] = [image.tokens for image in images]
@@ -88,6 +91,16 @@ class DecoderIntake:
             )
         return read._replace(ids=kept)
 
+    def _refuse_many_tokens(self, pictures: Sequence[Picture], place: Place) -> None:
+        most, tokens = self._card.max_model_len, 0
+        for picture in pictures:
+            if isinstance(picture, Image):
+                tokens += self._reader.tokens_of(picture)
+            elif isinstance(picture, ImageEmbeds):
+                tokens += len(picture.rows)
+        if tokens > most:
+            raise too_many_tokens(f"at least {tokens}", tokens, most, place.number, place.count)
+
     def _image(self, picture: Picture, place: Place) -> ProcessedImage:
         if isinstance(picture, Image):
             return self._reader.read(picture)
@@ -107,8 +120,7 @@ class DecoderIntake:
                 f"height and width; given is {grid}{place}",
                 "image_embeds",
             )
-        key = blake2b(np.array(rows.shape, "<i8").tobytes() + rows.tobytes(), digest_size=16).digest()
-        return ProcessedImage(b"embedded " + key, rows, len(rows), grid or (), embedded=True)
+        return ProcessedImage(picture.key, rows, len(rows), grid or (), embedded=True)
 
     def _prompt(self, item: ImagePrompt, place: Place, reading: Reading) -> Ids:
         if isinstance(item.prompt, str):

@@ -15,6 +15,9 @@ from pooling.media import Image, ProcessedImage
 from pooling.vision.cache import ImageCache
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+# A processor that resizes the shorter edge makes a strip as much longer. Source: smart_resize() in transformers'
+# Qwen2-VL.
+_MAX_ASPECT_RATIO = 200
 
 
 class ImageReader:
@@ -43,12 +46,20 @@ class ImageReader:
         return reader
 
     def read(self, image: Image) -> ProcessedImage:
-        """Raises InvalidRequest, in the processor's words, for an image that it does not take."""
+        """Raises InvalidRequest for a strip, and, in the processor's words, for an image that it does not take."""
+        _refuse_strip(image)
         known = self.cache.get(image.key)
         if known is None:
             known = self._process(image)
             self.cache.add(known)
         return known
+
+    def tokens_of(self, image: Image) -> int:
+        """How many tokens an image will have, by its size alone. Raises InvalidRequest for a strip."""
+        _refuse_strip(image)
+        if self._vision.tokens is not None:
+            return self._vision.tokens
+        return int(self._processor.get_number_of_image_patches(image.height, image.width)) // self._vision.merge**2
 
     def _process(self, image: Image) -> ProcessedImage:
         try:
@@ -57,6 +68,12 @@ class ImageReader:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InvalidRequest(
                 f"the model's processor refuses an image of {image.width}x{image.height} pixels: {reason}", "image"
+            ) from None
+        except MemoryError:
+            raise InvalidRequest(
+                f"an image of {image.width}x{image.height} pixels needs more memory to be processed than there is; "
+                "give a smaller one",
+                "image",
             ) from None
         pixels = np.ascontiguousarray(made["pixel_values"], np.float32)
         if self._vision.tokens is not None:
@@ -68,8 +85,10 @@ class ImageReader:
         """Whether it makes what the model reads; it would fail at the first request, and all who share its step."""
         vision = self._vision
         try:
-            image = self._process(Image.of(np.zeros((48, 64, 3), np.uint8)))
-        except (InvalidRequest, KeyError) as error:
+            blank = Image.of(np.zeros((48, 64, 3), np.uint8))
+            image = self._process(blank)
+            self.tokens_of(blank)
+        except (InvalidRequest, KeyError, AttributeError) as error:
             raise CheckpointError(f"the model's image processor fails: {error}") from None
         shape = image.pixels.shape
         if vision.shape is not None and shape != vision.shape:
@@ -81,3 +100,13 @@ class ImageReader:
                 f"{_FILES[0]} makes patches of {shape[-1]} numbers in a grid of {list(image.grid)}; the model's have "
                 f"{vision.patch}, and it merges {vision.merge} of them along each side"
             )
+
+
+def _refuse_strip(image: Image) -> None:
+    short, long = sorted((image.width, image.height))
+    if long > _MAX_ASPECT_RATIO * short:
+        raise InvalidRequest(
+            f"an image has {image.width}x{image.height} pixels; allowed is an aspect ratio of at most "
+            f"{_MAX_ASPECT_RATIO}",
+            "image",
+        )

@@ -7,9 +7,8 @@ from typing import Any
 from deployments.config import ServiceConfig
 from deployments.dispatch import Vitals
 from deployments.metrics import RouterMetrics
-from deployments.router import Router
+from deployments.router import Router, load_intakes
 from pooling.engine import Engine
-from pooling.intake import Intake
 from pooling.request import PackedBatch, PooledOutput
 
 
@@ -46,7 +45,7 @@ class LocalRouter(Router):
         self._may_sleep = set()
         specs = [model.spec for model in config.models]
         self.engines = {spec.served_name: LocalEngines(Engine.load(spec)) for spec in specs}
-        self._serve(config, [Intake.load(spec) for spec in specs], list(self.engines.values()))
+        self._serve(config, load_intakes(config), list(self.engines.values()))
 
     async def metric_families(self) -> tuple[str, list[Any]]:
         return "local", self.metrics.families({}, {})

@@ -1,13 +1,18 @@
 """Images through the methods of the Serve handle: Pillow's and the nouns, wherever a text may stand."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from deployments.config import ServiceConfig
+from deployments.router import load_intakes
 from pooling.errors import ImageTooLarge, InvalidRequest
 from pooling.media import Content, Conversation, Image
+from pooling.request import PoolingRequest
 from tests.deployments.local import LocalRouter
 from tests.encoded import drawn
 
@@ -71,3 +76,13 @@ async def test_pillows_images_count_to_the_pixels_of_a_request(
     await pictured.embed(Pillow.new("RGB", (10, 100)), model="clip")
     with pytest.raises(ImageTooLarge, match="more than 1000 pixels together"):
         await pictured.embed([Pillow.new("RGB", (10, 100)), Pillow.new("RGB", (1, 1))], model="clip")
+
+
+def test_a_router_bounds_what_images_take_once_they_are_processed(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.router.MAX_PROCESSED_BYTES", 3 * 32 * 32 * 4)
+    (intake,) = load_intakes(ServiceConfig.model_validate({"models": [{"source": str(checkpoint("clip"))}]}))
+    intake.tokenize(PoolingRequest([picture(1)]))
+    with pytest.raises(ImageTooLarge, match="the first 2 images of a request take"):
+        intake.tokenize(PoolingRequest([picture(1), picture(2)]))

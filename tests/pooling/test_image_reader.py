@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pooling import Intake, ModelSpec, PoolingRequest
-from pooling.errors import CheckpointError, InvalidRequest
+from pooling.errors import CheckpointError, ImageTooLarge, InvalidRequest
 from pooling.judge import check_batch
 from pooling.loading.describe import describe
-from pooling.media import Image, ProcessedImage
+from pooling.media import Content, Image, ProcessedImage
 from pooling.request import PackedBatch
 from pooling.vision.cache import ImageCache
 from tests.pictures import picture, pictures
@@ -70,6 +70,52 @@ def test_threads_may_share_an_intake(intake: Intake) -> None:
 def test_one_pixel_is_an_image(intake: Intake) -> None:
     batch = _tokenize(intake, Image.of(np.full((1, 1, 3), 200, np.uint8)))
     check_batch(batch, intake.card)
+
+
+@pytest.mark.parametrize("shape", [(1, 201, 3), (402, 2, 3), (201, 1, 3)])
+def test_a_strip_is_refused_before_it_is_made_larger(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    strip = Image.of(np.zeros(shape, np.uint8))
+    _tokenize(intake, Image.of(np.zeros((1, 200, 3), np.uint8)))
+    monkeypatch.setattr(intake.images, "_process", lambda _: pytest.fail("it was processed"))
+    with pytest.raises(InvalidRequest, match=f"{strip.width}x{strip.height} pixels; allowed is an aspect ratio of at"):
+        _tokenize(intake, strip)
+
+
+def test_an_image_for_which_there_is_no_memory_is_refused(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(**_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(intake.images, "_processor", process)
+    with pytest.raises(InvalidRequest, match="an image of 8x6 pixels needs more memory to be processed than there is"):
+        _tokenize(intake, Image.of(picture(8, 6, seed=51)))
+
+
+def test_the_images_of_a_request_are_bounded_as_they_are_processed(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_one = 3 * 32 * 32 * 4
+    intake = Intake.load(ModelSpec(source=str(checkpoint("clip"))), max_processed_bytes=3 * of_one)
+    assert intake.images is not None
+    images = [Image.of(np.full((1, 1, 3), shade, np.uint8)) for shade in range(10)]
+    _tokenize(intake, *images[:3], *images[:3])
+    processed = []
+    process = intake.images._process
+    monkeypatch.setattr(intake.images, "_process", lambda image: processed.append(image) or process(image))
+    with pytest.raises(ImageTooLarge, match=f"the first 4 images of a request take {4 * of_one} bytes .* {3 * of_one}"):
+        _tokenize(intake, *images)
+    assert len(processed) == 1  # the first three were known
+
+
+def test_the_images_of_pairs_are_bounded_too(checkpoint: Callable[[str], Path]) -> None:
+    spec = ModelSpec(source=str(checkpoint("qwen3-vl")), task="score")
+    pairs: list[Any] = [("a cat", Content((Image.of(picture(60, 60, seed=seed)),))) for seed in range(3)]
+    whole = Intake.load(spec).tokenize(PoolingRequest(pairs))
+    assert whole.media is not None
+    of_two = sum(images[0].pixels.nbytes for images in whole.media[:2])
+    with pytest.raises(ImageTooLarge, match="the first 3 images of a request take"):
+        Intake.load(spec, max_processed_bytes=of_two).tokenize(PoolingRequest(pairs))
 
 
 def test_a_batch_with_other_images_than_the_model_reads_is_refused(intake: Intake) -> None:

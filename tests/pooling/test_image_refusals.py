@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from pooling import LLM, Intake, ModelSpec, PoolingRequest
 from pooling.errors import ConfigError, InputTooLong, InvalidRequest
@@ -15,7 +16,7 @@ from pooling.judge import check_batch
 from pooling.media import Content, Conversation, Image, ImageEmbeds, ImagePrompt
 from pooling.request import PackedBatch
 from tests.checkpoints.vision_decoders import PLACE
-from tests.pictures import picture
+from tests.pictures import picture, pictures
 from tests.texts import words
 
 _IMAGE = Image.of(picture(40, 30, seed=1))
@@ -39,7 +40,7 @@ _REFUSED: list[tuple[Any, type[Exception], str]] = [
     (f"{PLACE} a cat", InvalidRequest, "has 1 tokens that stand for images, but its 0 images have 0"),
     (Content((f"{PLACE}", _IMAGE)), InvalidRequest, "the places of 2 images"),
     (Content((_IMAGE,) * 4), InvalidRequest, "At most 3 image(s) may be provided in one prompt; given are 4"),
-    (Content((_NARROW,)), InvalidRequest, "refuses an image of 300x1 pixels: absolute aspect ratio must be smaller"),
+    (Content((_NARROW,)), InvalidRequest, "an image has 300x1 pixels; allowed is an aspect ratio of"),
     (Conversation(()), InvalidRequest, "Cannot apply chat template to an empty conversation"),
     (Content((b"a",)), InvalidRequest, "an input holds bytes; allowed are texts and images"),  # type: ignore[arg-type]
     (ImageEmbeds(np.ones((4, 192), np.float32)), InvalidRequest, "image_embeds need a text or a conversation"),
@@ -81,6 +82,26 @@ def test_it_is_refused_in_words_and_others_are_served(llm: LLM, asked: Any, kind
 def test_one_pixel_is_an_image(llm: LLM) -> None:
     (answer,) = llm.embed(Content((Image.of(np.zeros((1, 1, 3), np.uint8)),)), use_tqdm=False)
     assert np.isfinite(answer.outputs.embedding).all()
+
+
+def test_images_of_too_many_tokens_are_refused_before_one_is_processed(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = Intake.load(ModelSpec(source=str(checkpoint("qwen3-vl")), max_model_len=24))
+    assert intake.images is not None
+    large = tuple(Image.of(picture(600, 600, seed=seed)) for seed in (2, 3))
+    assert [intake.images.tokens_of(image) for image in large] == [16, 16]
+    monkeypatch.setattr(intake.images, "_process", lambda _: pytest.fail("it was processed"))
+    for limit in (None, 20):
+        with pytest.raises(InputTooLong, match="your prompt contains at least 32 input tokens"):
+            intake.tokenize(PoolingRequest([ImagePrompt(PLACE * 2, large)], "embed", truncate_prompt_tokens=limit))
+
+
+@pytest.mark.parametrize("drawn", [*pictures(), picture(900, 300, seed=4), picture(1, 200, seed=5)])
+def test_the_tokens_of_an_image_are_known_by_its_size(intake: Intake, drawn: Pillow.Image) -> None:
+    assert intake.images is not None
+    image = Image.of(drawn)
+    assert intake.images.tokens_of(image) == intake.images.read(image).tokens
 
 
 def test_a_cut_leaves_images_whole(intake: Intake) -> None:

@@ -21,7 +21,7 @@ from pooling.errors import (
 )
 from pooling.images import ImageLimits, decode_data_uri, decode_image
 from pooling.media import Image
-from tests.encoded import bomb, data_uri, drawn, encoded
+from tests.encoded import bomb, data_uri, drawn, encoded, jpeg_of, png_of_chunks, tiled_tiff
 
 LIMITS = ImageLimits()
 
@@ -69,6 +69,10 @@ def test_one_pixel_is_a_picture() -> None:
     assert image.pixels.tolist() == [[[255, 0, 0]]]
 
 
+def test_a_picture_in_a_tile_is_read() -> None:
+    assert decode_image(tiled_tiff(16), LIMITS).pixels.shape == (4, 4, 3)
+
+
 @pytest.mark.parametrize(
     ("data", "error", "said"),
     [
@@ -81,6 +85,7 @@ def test_one_pixel_is_a_picture() -> None:
         (encoded(drawn(), "TIFF")[:200], BadImage, "an image"),
         (bomb(), ImageTooLarge, "more than 89478485 pixels, which is the most allowed (max_image_pixels)"),
         (bomb(10_000, 10_000), ImageTooLarge, "more than 89478485 pixels"),
+        (tiled_tiff(16_000), ImageTooLarge, "more than 89478485 pixels"),
     ],
 )
 def test_what_is_no_picture_is_refused(data: bytes, error: type[InvalidRequest], said: str) -> None:
@@ -88,6 +93,35 @@ def test_what_is_no_picture_is_refused(data: bytes, error: type[InvalidRequest],
         decode_image(data, LIMITS)
     assert said in refusal.value.detail
     assert not any(mark in refusal.value.detail for mark in ("0x", "BytesIO", "/"))
+
+
+_SEGMENT, _EMPTY, _FILL, _RESTART = b"\xff\xfe\x00\x02", b"\xff\xfe\x00\x00", b"\xff", b"\xff\xd0"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of_chunks(10_000),
+        jpeg_of(_SEGMENT * 10_000),
+        jpeg_of(_EMPTY * 10_000),
+        jpeg_of(_FILL * 10_000),
+        jpeg_of(_RESTART * 10_000),
+        jpeg_of(_SEGMENT + b"a" * 10_000),
+        jpeg_of((b"\xff\xf0\xff\xff" + _RESTART) * 5_000),
+    ],
+    ids=["chunks", "segments", "empty", "fill", "restarts", "junk", "reserved"],
+)
+def test_a_picture_of_too_many_parts_is_refused_before_pillow_reads_it(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pillow, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ImageTooLarge, match="more than 10000 segments or chunks"):
+        decode_image(data, LIMITS)
+
+
+def test_a_picture_of_many_parts_is_read() -> None:
+    for data in (png_of_chunks(9_900), jpeg_of(_SEGMENT * 9_900), jpeg_of(_RESTART * 9 + _FILL * 9)):
+        assert decode_image(data, LIMITS).width == 40
 
 
 def test_the_size_is_judged_before_a_pixel_is_decoded() -> None:

@@ -1,6 +1,7 @@
 """The nouns of images: what an image is known by, what is none, and how images travel with a batch."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -29,6 +30,34 @@ def test_modes_of_pillow_become_rgb_and_what_is_transparent_white() -> None:
     assert Image.of(np.asarray(clear)) == Image.of(clear)
 
 
+def test_what_is_transparent_is_blended_in_little_memory() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (700, 900, 4)).astype(np.uint8)
+    seen = pixels[..., 3:] / 255
+    expected = np.rint(pixels[..., :3] * seen + 255 * (1 - seen))
+    tracemalloc.start()
+    try:
+        image = Image.of(pixels)
+        assert tracemalloc.get_traced_memory()[1] < 12 * 700 * 900
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(image.pixels, expected)
+    assert Image.of(Pillow.fromarray(pixels)) == image
+
+
+def test_embeds_are_known_by_their_shape_and_rows_without_a_copy() -> None:
+    rows = np.arange(600_000, dtype=np.float32).reshape(1_000, 600) % 1_000
+    embeds = ImageEmbeds(rows)
+    tracemalloc.start()
+    try:
+        key = embeds.key
+        assert tracemalloc.get_traced_memory()[1] < rows.nbytes // 10
+    finally:
+        tracemalloc.stop()
+    assert ImageEmbeds(rows.astype(np.float64)).key == key
+    assert ImageEmbeds(rows.reshape(600, 1_000)).key != key
+    assert ImageEmbeds(rows + 1).key != key
+
+
 @pytest.mark.parametrize(
     ("picture", "said"),
     [
@@ -53,6 +82,19 @@ def test_embeds_of_another_shape_are_refused(rows: np.ndarray) -> None:
 def test_embeds_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="NaN or infinity"):
         ImageEmbeds(np.array([[np.nan]], np.float32))
+
+
+@pytest.mark.parametrize(
+    "number", [np.float64(1e300), np.float64(-1e300), np.float32(3e38), np.float32(-3e38), np.float32(65_505)]
+)
+def test_embeds_that_would_overflow_in_the_model_are_refused(number: np.floating) -> None:
+    with pytest.raises(InvalidRequest, match=r"holds a number of magnitude .*; allowed are at most 65504"):
+        ImageEmbeds(np.array([[0, number]], number.dtype))
+
+
+def test_embeds_may_have_every_number_of_float16() -> None:
+    rows = np.array([[-65_504, 65_504]], np.float16)
+    assert ImageEmbeds(rows).rows.tolist() == rows.tolist()
 
 
 def test_images_stay_with_their_inputs() -> None:
