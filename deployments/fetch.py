@@ -40,10 +40,12 @@ class Fetcher:
         self._reaches = reaches
         self._at_once = asyncio.Semaphore(config.max_fetches)
 
-    async def fetch(self, urls: Sequence[str], max_bytes: int) -> list[bytes]:
-        """The bytes at each URL, of not more than max_bytes together.
+    async def fetch(
+        self, urls: Sequence[str], max_bytes: int, count: Callable[[int], None] = lambda _: None
+    ) -> list[bytes]:
+        """The bytes at each URL, of not more than max_bytes together; count is told of them as they come.
 
-        Raises FetchRefused, FetchFailed or ImageTooLarge, and then fetches no more.
+        Raises FetchRefused, FetchFailed, ImageTooLarge or what count raises, and then fetches no more.
         """
         for url in urls:
             self._judge(_parsed(url))
@@ -60,7 +62,7 @@ class Fetcher:
             # What is packed may unpack to anything.
             auto_decompress=False,
         ) as session:
-            room = _Room(max_bytes)
+            room = _Room(max_bytes, count)
             tasks = [asyncio.ensure_future(self._one(session, url, room)) for url in urls]
             try:
                 return list(await asyncio.gather(*tasks))
@@ -146,8 +148,9 @@ class Fetcher:
 class _Room:
     """What the images of one request may still have, in bytes."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, count: Callable[[int], None]) -> None:
         self._most = self._left = max_bytes
+        self._count = count
 
     def take(self, size: int) -> None:
         self._left -= size
@@ -157,6 +160,7 @@ class _Room:
                 "(max_body_bytes)",
                 "image_url",
             )
+        self._count(size)
 
 
 class _JudgedResolver(AbstractResolver):

@@ -60,7 +60,7 @@ class Router(PythonApi):
     def _serve(self, config: ServiceConfig, intakes: Sequence["Intake"], engines: Sequence[Engines]) -> None:
         """Takes its models into service, each with its engines."""
         self.models: list[ServedModel] = []
-        self._images = ImageLoader(config.media, config.limits.max_body_bytes)
+        self._images = ImageLoader(config.media, config.limits)
         for model, intake, replicas in zip(config.models, intakes, engines, strict=True):
             client = EngineClient(replicas, model.most_replicas, model.max_batch_tokens)
             admission = Admission(max(1, config.queued_tokens(model) // self._routers))

@@ -15,6 +15,7 @@ import torch
 from deployments.admission import Admission
 from deployments.engines import ServeEngines
 from deployments.http.app import build_http
+from deployments.http.uploads import Uploads
 from pooling.images import ImageLimits, decode_data_uri
 from pooling.media import Content, Conversation, Image, ProcessedImage
 from pooling.request import PackedBatch, PoolingRequest
@@ -364,6 +365,35 @@ async def test_processed_images_are_queued_up_to_a_limit(
     go.set()
     assert (await waiting).status_code == 200
     assert router._images.queued.tokens == 0
+
+
+async def test_images_that_wait_to_be_decoded_are_counted(
+    app: httpx.AsyncClient, router: LocalRouter, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = Uploads(3 * len(CAT), small=0, what="images")
+    monkeypatch.setattr(router._images, "waiting", uploads)
+    go, begun = asyncio.Event(), asyncio.Event()
+    real = router._images._run
+
+    async def slow(work: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await real(work)
+
+    monkeypatch.setattr(router._images, "_run", slow)
+    waiting = asyncio.ensure_future(app.post(COHERE, json={"model": "clip", "images": [CAT, CAT]}))
+    await begun.wait()
+    assert uploads.bytes == 2 * len(CAT)
+    fetched = f"http://images.test:{site.port}/endless"
+    for images in ([CAT, CAT], [fetched]):
+        refused = await app.post(COHERE, json={"model": "clip", "images": images})
+        assert refused.status_code == 429, refused.text
+        assert f"images of {2 * len(CAT)} bytes are being read" in refused.json()["error"]["message"]
+        assert uploads.bytes == 2 * len(CAT)
+    assert (await app.post(EMBED, json={"model": "clip", "input": "ba"})).status_code == 200
+    go.set()
+    assert (await waiting).status_code == 200
+    assert uploads.bytes == 0
 
 
 def test_images_travel_by_reference_where_they_are_large(router: LocalRouter) -> None:
