@@ -19,6 +19,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _UNTYPED = ("application/octet-stream", "binary/octet-stream")
 _HEADERS = {"user-agent": f"raypool/{__version__}", "accept": "image/*", "accept-encoding": "identity"}
 _CHUNK_BYTES = 65_536
+# What servers read of a request's first line; yarl keeps the last URLs that it read, of any length.
+_MOST_URL_CHARS = 8_192
 
 
 class Fetcher:
@@ -48,6 +50,7 @@ class Fetcher:
         Raises FetchRefused, FetchFailed, ImageTooLarge or what count raises, and then fetches no more.
         """
         for url in urls:
+            self._judge_text(url)
             self._judge(_parsed(url))
         connector = aiohttp.TCPConnector(
             resolver=_JudgedResolver(self._resolver or aiohttp.ThreadedResolver(), self._reaches),
@@ -100,18 +103,27 @@ class Fetcher:
             "image_url",
         )
 
-    def _judge(self, url: URL) -> None:
-        """Raises FetchRefused for a URL that is not of an allowed host."""
-        if url.scheme not in _SCHEMES:
+    def _judge_text(self, url: str) -> None:
+        """Raises FetchRefused for what is not even to be parsed."""
+        if len(url) > _MOST_URL_CHARS:
             raise FetchRefused(
-                f"an image URL has the scheme {url.scheme[:20]!r}; allowed are http, https and data", "image_url"
+                f"an image URL has {len(url)} characters; allowed are {_MOST_URL_CHARS}, and data URIs of any length",
+                "image_url",
             )
+        scheme = _scheme(url)
+        if scheme not in _SCHEMES:
+            raise _wrong_scheme(scheme)
         if not self._config.allowed_domains:
             raise FetchRefused(
                 "this service fetches no images by URL (media.allowed_domains is empty); send them as data URIs, "
                 "data:image/png;base64,...",
                 "image_url",
             )
+
+    def _judge(self, url: URL) -> None:
+        """Raises FetchRefused for a URL that is not of an allowed host."""
+        if url.scheme not in _SCHEMES:
+            raise _wrong_scheme(url.scheme)
         if url.user is not None or url.password is not None:
             raise FetchRefused("an image URL holds a user name or a password; allowed are URLs without", "image_url")
         host = (url.raw_host or "").lower().removesuffix(".")
@@ -184,6 +196,15 @@ def _matches(allowed: str, host: str, port: int | None) -> bool:
     if port != (int(number) if number else None):
         return False
     return host.endswith(name[1:]) if name.startswith("*.") else host == name
+
+
+def _scheme(url: str) -> str:
+    before, colon, _ = url.partition(":")
+    return before.lower() if colon and "/" not in before else ""
+
+
+def _wrong_scheme(scheme: str) -> FetchRefused:
+    return FetchRefused(f"an image URL has the scheme {scheme[:20]!r}; allowed are http, https and data", "image_url")
 
 
 def _parsed(url: str) -> URL:
