@@ -89,6 +89,8 @@ class Fetcher:
                 raise FetchFailed(
                     f"the image at {host} cannot be fetched: the host does not answer", "image_url"
                 ) from None
+            except ValueError:  # what resolves names, or sends requests, judges hosts by rules of its own
+                raise _unreadable() from None
 
     async def _follow(self, session: aiohttp.ClientSession, url: URL, room: "_Room") -> bytes:
         for _ in range(self._config.max_redirects + 1):
@@ -209,16 +211,27 @@ def _wrong_scheme(scheme: str) -> FetchRefused:
 
 def _parsed(url: str) -> URL:
     try:
-        return URL(url)
+        return _named(URL(url))
     except ValueError:
-        raise FetchRefused("an image URL cannot be read as one", "image_url") from None
+        raise _unreadable() from None
+
+
+def _named(url: URL) -> URL:
+    """The URL. Raises UnicodeError if its host cannot be shown, or not be asked for: yarl reads names late."""
+    if url.host is not None:
+        str(url.raw_host).encode("idna")
+    return url
+
+
+def _unreadable() -> FetchRefused:
+    return FetchRefused("an image URL cannot be read as one", "image_url")
 
 
 def _joined(url: URL, target: str) -> URL:
     if not target:
         raise FetchFailed(f"the image at {url.host} redirects to nowhere", "image_url")
     try:
-        return url.join(URL(target))
+        return _named(url.join(URL(target)))
     except ValueError:
         raise FetchRefused(f"the image at {url.host} redirects to what is no URL", "image_url") from None
 

@@ -110,6 +110,32 @@ async def test_without_allowed_domains_nothing_is_fetched(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
+    "host", ["a..cdn.test", ".cdn.test", "a" * 70 + ".cdn.test", "xn--.cdn.test", "xn--a-.cdn.test"]
+)
+async def test_a_host_that_is_no_name_is_refused(site: Site, host: str) -> None:
+    names = Names(images_test=[[OPEN]])
+    url = f"http://{host}:{site.port}/good"
+    error = await refused(fetcher(site, names), url)
+    assert isinstance(error, FetchRefused)
+    assert error.detail == "an image URL cannot be read as one"
+    assert not names.asked
+    error = await refused(fetcher(site, names), f"http://images.test:{site.port}/to?url={url}")
+    assert isinstance(error, FetchRefused)
+    assert error.detail == "the image at images.test redirects to what is no URL"
+
+
+async def test_a_host_that_the_resolver_cannot_read_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise UnicodeError("label empty or too long")
+
+    names = Names()
+    monkeypatch.setattr(names, "resolve", unreadable)
+    error = await refused(fetcher(site, names), f"http://images.test:{site.port}/good")
+    assert isinstance(error, FetchRefused)
+    assert error.detail == "an image URL cannot be read as one"
+
+
+@pytest.mark.parametrize(
     ("length", "settings", "said"),
     [
         (100, {"allowed_domains": []}, "fetches no images by URL"),
