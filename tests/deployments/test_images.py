@@ -142,12 +142,31 @@ async def test_towers_compare_texts_and_images(app: httpx.AsyncClient, router: L
     for names in (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "items")):
         again = await send(app, SCORE, model="clip", **dict(zip(names, ("ba", content), strict=True)))
         assert again["data"] == answer["data"]
-    found = await send(app, RERANK, model="clip", query={"content": [image(CAT)]}, documents=[*content[1:], content[0]])
+    found = await send(
+        app,
+        RERANK,
+        model="clip",
+        query={"content": [image(CAT)]},
+        documents=[*content[1:], content[0]],
+        return_documents=True,
+    )
     assert found["results"][0]["index"] == 3
     assert found["results"][0]["relevance_score"] == pytest.approx(1, abs=1e-5)
     assert found["results"][0]["document"] == {"text": None, "multi_modal": [image(CAT)]}
     texts = {one["index"]: one["document"] for one in found["results"]}
     assert texts[1] == {"text": "ba", "multi_modal": None}
+
+
+@pytest.mark.parametrize("choice", [{}, {"return_documents": None}])
+async def test_images_are_sent_back_only_if_they_are_asked_for(app: httpx.AsyncClient, choice: dict[str, Any]) -> None:
+    documents = ["ba", {"content": [text("be")]}, {"content": [text("bi"), image(CAT)]}, {"content": [image(CAT)]}]
+    found = await send(app, RERANK, model="reranker", query="bo", documents=documents, **choice)
+    assert {one["index"]: one["document"] for one in found["results"]} == {
+        0: {"text": "ba", "multi_modal": None},
+        1: {"text": None, "multi_modal": [text("be")]},
+        2: {"text": None, "multi_modal": [text("bi")]},
+        3: {"text": None, "multi_modal": []},
+    }
 
 
 async def test_a_limit_on_the_tokens_of_a_text_leaves_images_whole(app: httpx.AsyncClient) -> None:
