@@ -75,8 +75,8 @@ class ServedModel:
     def has_chat_template(self) -> bool:
         return self._intake.tokenizer.chat is not None
 
-    async def answer(self, request: PoolingRequest) -> Answered:
-        """The vectors of a request.
+    async def answer(self, request: PoolingRequest, judge: Callable[[PackedBatch], None] | None = None) -> Answered:
+        """The vectors of a request. judge: raises what refuses the request once it is tokenised.
 
         Raises InvalidRequest of the fitting kind, Overloaded if too much waits
         already, Unavailable if nothing can work it off, and what the engine raises.
@@ -86,6 +86,8 @@ class ServedModel:
             started = time.monotonic()
             batch = await self.tokenize(request)
             tokenise_s = time.monotonic() - started
+            if judge is not None:
+                judge(batch)
             self._refuse_large_answer(batch)
             pictures = image_bytes(batch)
             with self.admission.hold(batch.tokens), self._images.queued.hold(pictures) if pictures else nullcontext():

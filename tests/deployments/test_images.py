@@ -244,6 +244,15 @@ async def test_an_image_is_fetched_where_that_is_allowed(
     assert site.seen == ["images.test/good"]  # once, however often it is asked for
 
 
+async def test_what_is_not_to_be_cut_is_fetched_once(app: httpx.AsyncClient, site: Site) -> None:
+    asked = {"model": "clip", "images": [f"http://images.test:{site.port}/good"], "truncate": "NONE"}
+    assert (await app.post(COHERE, json={**asked, "max_tokens": 17})).status_code == 200
+    assert site.seen == ["images.test/good"]
+    refused = await app.post(COHERE, json={**asked, "max_tokens": 16})
+    assert refused.status_code == 400
+    assert "Input of 17 tokens exceeds max_tokens=16 with truncate=NONE" in refused.json()["error"]["message"]
+
+
 BAD = [
     (data_uri(bomb()), 413, "more than 89478485 pixels, which is the most allowed (max_image_pixels)"),
     (data_uri(encoded(drawn())[:300]), 422, "an image is cut off or damaged (PNG)"),
