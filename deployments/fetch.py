@@ -19,6 +19,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _UNTYPED = ("application/octet-stream", "binary/octet-stream")
 _HEADERS = {"user-agent": f"raypool/{__version__}", "accept": "image/*", "accept-encoding": "identity"}
 _CHUNK_BYTES = 65_536
+# What servers read of a request's first line; yarl keeps the last URLs that it read, of any length.
+_MOST_URL_CHARS = 8_192
 
 
 class Fetcher:
@@ -40,12 +42,15 @@ class Fetcher:
         self._reaches = reaches
         self._at_once = asyncio.Semaphore(config.max_fetches)
 
-    async def fetch(self, urls: Sequence[str], max_bytes: int) -> list[bytes]:
-        """The bytes at each URL, of not more than max_bytes together.
+    async def fetch(
+        self, urls: Sequence[str], max_bytes: int, count: Callable[[int], None] = lambda _: None
+    ) -> list[bytes]:
+        """The bytes at each URL, of not more than max_bytes together; count is told of them as they come.
 
-        Raises FetchRefused, FetchFailed or ImageTooLarge, and then fetches no more.
+        Raises FetchRefused, FetchFailed, ImageTooLarge or what count raises, and then fetches no more.
         """
         for url in urls:
+            self._judge_text(url)
             self._judge(_parsed(url))
         connector = aiohttp.TCPConnector(
             resolver=_JudgedResolver(self._resolver or aiohttp.ThreadedResolver(), self._reaches),
@@ -60,7 +65,7 @@ class Fetcher:
             # What is packed may unpack to anything.
             auto_decompress=False,
         ) as session:
-            room = _Room(max_bytes)
+            room = _Room(max_bytes, count)
             tasks = [asyncio.ensure_future(self._one(session, url, room)) for url in urls]
             try:
                 return list(await asyncio.gather(*tasks))
@@ -85,6 +90,8 @@ class Fetcher:
                 raise FetchFailed(
                     f"the image at {host} cannot be fetched: the host does not answer", "image_url"
                 ) from None
+            except ValueError:  # what resolves names, or sends requests, judges hosts by rules of its own
+                raise _unreadable() from None
 
     async def _follow(self, session: aiohttp.ClientSession, url: URL, room: "_Room") -> bytes:
         for _ in range(self._config.max_redirects + 1):
@@ -99,18 +106,27 @@ class Fetcher:
             "image_url",
         )
 
-    def _judge(self, url: URL) -> None:
-        """Raises FetchRefused for a URL that is not of an allowed host."""
-        if url.scheme not in _SCHEMES:
+    def _judge_text(self, url: str) -> None:
+        """Raises FetchRefused for what is not even to be parsed."""
+        if len(url) > _MOST_URL_CHARS:
             raise FetchRefused(
-                f"an image URL has the scheme {url.scheme[:20]!r}; allowed are http, https and data", "image_url"
+                f"an image URL has {len(url)} characters; allowed are {_MOST_URL_CHARS}, and data URIs of any length",
+                "image_url",
             )
+        scheme = _scheme(url)
+        if scheme not in _SCHEMES:
+            raise _wrong_scheme(scheme)
         if not self._config.allowed_domains:
             raise FetchRefused(
                 "this service fetches no images by URL (media.allowed_domains is empty); send them as data URIs, "
                 "data:image/png;base64,...",
                 "image_url",
             )
+
+    def _judge(self, url: URL) -> None:
+        """Raises FetchRefused for a URL that is not of an allowed host."""
+        if url.scheme not in _SCHEMES:
+            raise _wrong_scheme(url.scheme)
         if url.user is not None or url.password is not None:
             raise FetchRefused("an image URL holds a user name or a password; allowed are URLs without", "image_url")
         host = (url.raw_host or "").lower().removesuffix(".")
@@ -147,8 +163,9 @@ class Fetcher:
 class _Room:
     """What the images of one request may still have, in bytes."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, count: Callable[[int], None]) -> None:
         self._most = self._left = max_bytes
+        self._count = count
 
     def take(self, size: int) -> None:
         self._left -= size
@@ -158,6 +175,7 @@ class _Room:
                 "(max_body_bytes)",
                 "image_url",
             )
+        self._count(size)
 
 
 class _JudgedResolver(AbstractResolver):
@@ -183,18 +201,38 @@ def _matches(allowed: str, host: str, port: int | None) -> bool:
     return host.endswith(name[1:]) if name.startswith("*.") else host == name
 
 
+def _scheme(url: str) -> str:
+    before, colon, _ = url.partition(":")
+    return before.lower() if colon and "/" not in before else ""
+
+
+def _wrong_scheme(scheme: str) -> FetchRefused:
+    return FetchRefused(f"an image URL has the scheme {scheme[:20]!r}; allowed are http, https and data", "image_url")
+
+
 def _parsed(url: str) -> URL:
     try:
-        return URL(url)
+        return _named(URL(url))
     except ValueError:
-        raise FetchRefused("an image URL cannot be read as one", "image_url") from None
+        raise _unreadable() from None
+
+
+def _named(url: URL) -> URL:
+    """The URL. Raises UnicodeError if its host cannot be shown, or not be asked for: yarl reads names late."""
+    if url.host is not None:
+        str(url.raw_host).encode("idna")
+    return url
+
+
+def _unreadable() -> FetchRefused:
+    return FetchRefused("an image URL cannot be read as one", "image_url")
 
 
 def _joined(url: URL, target: str) -> URL:
     if not target:
         raise FetchFailed(f"the image at {url.host} redirects to nowhere", "image_url")
     try:
-        return url.join(URL(target))
+        return _named(url.join(URL(target)))
     except ValueError:
         raise FetchRefused(f"the image at {url.host} redirects to what is no URL", "image_url") from None
 

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image as Pillow
 
 from deployments.admission import Admission
+from deployments.config import Limits
 from deployments.fetch import Fetcher
+from deployments.http.uploads import Upload, Uploads
 from deployments.media import MediaConfig, SentImage
 from pooling.errors import ImageTooLarge, InvalidRequest, PoolingError
 from pooling.image_embeds import read_embeds
@@ -36,13 +38,15 @@ _PICTURES = (SentImage, Pillow.Image, Image, ImageEmbeds)
 class ImageLoader:
     """Reads requests with images, on threads of its own: a text never waits for a picture. For one event loop."""
 
-    def __init__(self, config: MediaConfig, max_bytes: int, fetcher: Fetcher | None = None) -> None:
-        """max_bytes: of the images that are fetched for one request; those that are sent are within its body's."""
-        self._config, self._max_bytes = config, max_bytes
+    def __init__(self, config: MediaConfig, limits: Limits, fetcher: Fetcher | None = None) -> None:
+        """Of limits, max_body_bytes bounds what is fetched for one request, and max_upload_bytes what waits in all."""
+        self._config, self._max_bytes = config, limits.max_body_bytes
         self._fetcher = Fetcher(config) if fetcher is None else fetcher
         cpus = len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(max(1, min(_MOST_THREADS, cpus // 2)), "raypool-images")
         self._room = asyncio.Semaphore(_REQUESTS)
+        # Until it is decoded, a request holds what came with it; many small ones are as much as a large one.
+        self.waiting = Uploads(limits.max_upload_bytes, small=0, what="images")
         self.queued = Admission(config.max_queued_bytes, "bytes of images")
 
     async def read(self, request: PoolingRequest, tokenize: Callable[[PoolingRequest], PackedBatch]) -> PackedBatch:
@@ -51,20 +55,24 @@ class ImageLoader:
         Raises InvalidRequest of the fitting kind, which names the image, Overloaded, and what tokenize raises.
         """
         self.queued.check()
-        sent = list(dict.fromkeys(part for part in pictures_of(request.inputs) if isinstance(part, SentImage)))
-        fetched = await self._fetched(sent)
-        async with self._room:
-            pixels = _Pixels(self._config.max_request_pixels)
-            pictures = await self._all([partial(self._decoded, one, fetched, pixels) for one in sent])
-            known = dict(zip(sent, pictures, strict=True))
-            return await self._run(lambda: tokenize(_with_pictures(request, known, pixels)))
+        with self.waiting.one() as upload:
+            upload.add(_bytes_of(request.inputs))
+            sent = list(dict.fromkeys(part for part in pictures_of(request.inputs) if isinstance(part, SentImage)))
+            fetched = await self._fetched(sent, upload)
+            async with self._room:
+                pixels = _Pixels(self._config.max_request_pixels)
+                pictures = await self._all([partial(self._decoded, one, fetched, pixels) for one in sent])
+                known = dict(zip(sent, pictures, strict=True))
+                return await self._run(lambda: tokenize(_with_pictures(request, known, pixels)))
 
     def close(self) -> None:
         self._threads.shutdown()
 
-    async def _fetched(self, sent: Sequence[SentImage]) -> dict[str, bytes]:
+    async def _fetched(self, sent: Sequence[SentImage], upload: Upload) -> dict[str, bytes]:
         urls = [one.url for one in sent if one.url and not is_data_uri(one.url)]
-        return dict(zip(urls, await self._fetcher.fetch(urls, self._max_bytes), strict=True)) if urls else {}
+        if not urls:
+            return {}
+        return dict(zip(urls, await self._fetcher.fetch(urls, self._max_bytes, upload.add), strict=True))
 
     def _decoded(self, sent: SentImage, fetched: dict[str, bytes], pixels: "_Pixels") -> Picture:
         if not sent.url:
@@ -117,6 +125,19 @@ def _pictures_in(item: Any) -> Iterator[Any]:
         yield from pictures_of(item.messages)
     elif isinstance(item, ImagePrompt):
         yield from pictures_of(item.images)
+
+
+def _bytes_of(inputs: Sequence[Any]) -> int:
+    """What the pictures of the inputs take as they came, one that is handed in several times once."""
+    return sum({id(part): _size(part) for part in pictures_of(inputs)}.values())
+
+
+def _size(part: Any) -> int:
+    if isinstance(part, SentImage):
+        return len(part.url) + len(part.rows)
+    if isinstance(part, Pillow.Image):
+        return part.height * part.width * len(part.getbands())
+    return int(part.pixels.nbytes if isinstance(part, Image) else part.rows.nbytes)
 
 
 def _with_pictures(request: PoolingRequest, known: dict[SentImage, Picture], pixels: "_Pixels") -> PoolingRequest:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from deployments.python_api import PythonApi
 from deployments.served import Answered, ServedModel
 from deployments.tracing import add_parts, tracer_of_environment
 from pooling.errors import DeadlineExceeded, InvalidRequest, UnknownModel
-from pooling.request import PoolingRequest
+from pooling.request import PackedBatch, PoolingRequest
 
 if TYPE_CHECKING:
     from pooling.intake import Intake
@@ -60,7 +60,7 @@ class Router(PythonApi):
     def _serve(self, config: ServiceConfig, intakes: Sequence["Intake"], engines: Sequence[Engines]) -> None:
         """Takes its models into service, each with its engines."""
         self.models: list[ServedModel] = []
-        self._images = ImageLoader(config.media, config.limits.max_body_bytes)
+        self._images = ImageLoader(config.media, config.limits)
         for model, intake, replicas in zip(config.models, intakes, engines, strict=True):
             client = EngineClient(replicas, model.most_replicas, model.max_batch_tokens)
             admission = Admission(max(1, config.queued_tokens(model) // self._routers))
@@ -79,13 +79,19 @@ class Router(PythonApi):
             return self._by_name[name]
         return next((model for model in self.models if task in model.card.tasks), self.models[0])
 
-    async def answer(self, model: ServedModel, request: PoolingRequest, timeout_s: float | None) -> Answered:
-        """A model's answer to a request, counted, within its time and the service's."""
+    async def answer(
+        self,
+        model: ServedModel,
+        request: PoolingRequest,
+        timeout_s: float | None,
+        judge: Callable[[PackedBatch], None] | None = None,
+    ) -> Answered:
+        """A model's answer to a request, counted, within its time and the service's; judge as ServedModel.answer()."""
         started = time.monotonic()
         status, tokens, answer = 500, 0, None
         self.under_way += 1
         try:
-            answer = await self._in_time(model, request, timeout_s)
+            answer = await self._in_time(model, request, timeout_s, judge)
             status, tokens = 200, answer.prompt_tokens
             return answer
         except asyncio.CancelledError:
@@ -150,7 +156,13 @@ class Router(PythonApi):
         except TimeoutError:
             return [await getattr(self, method)()]
 
-    async def _in_time(self, model: ServedModel, request: PoolingRequest, timeout_s: float | None) -> Answered:
+    async def _in_time(
+        self,
+        model: ServedModel,
+        request: PoolingRequest,
+        timeout_s: float | None,
+        judge: Callable[[PackedBatch], None] | None,
+    ) -> Answered:
         most = self.limits.max_inputs
         if len(request.inputs) > most:
             raise InvalidRequest(
@@ -159,7 +171,7 @@ class Router(PythonApi):
         seconds = min(self.limits.request_timeout_s, timeout_s or self.limits.request_timeout_s)
         try:
             async with asyncio.timeout(seconds) as deadline:
-                return await model.answer(request)
+                return await model.answer(request, judge)
         except TimeoutError:
             if not deadline.expired():
                 raise

@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 # About a millisecond of tokenising: longer would hold up every other request, shorter is not worth a thread.
 _INLINE_CHARS = 4_096
+# What a message or a part costs beside its text: template and tokenizer are called for each, however short it is.
+_PART_CHARS = 256
 
 
 class Answered(NamedTuple):
@@ -73,8 +75,8 @@ class ServedModel:
     def has_chat_template(self) -> bool:
         return self._intake.tokenizer.chat is not None
 
-    async def answer(self, request: PoolingRequest) -> Answered:
-        """The vectors of a request.
+    async def answer(self, request: PoolingRequest, judge: Callable[[PackedBatch], None] | None = None) -> Answered:
+        """The vectors of a request. judge: raises what refuses the request once it is tokenised.
 
         Raises InvalidRequest of the fitting kind, Overloaded if too much waits
         already, Unavailable if nothing can work it off, and what the engine raises.
@@ -84,6 +86,8 @@ class ServedModel:
             started = time.monotonic()
             batch = await self.tokenize(request)
             tokenise_s = time.monotonic() - started
+            if judge is not None:
+                judge(batch)
             self._refuse_large_answer(batch)
             pictures = image_bytes(batch)
             with self.admission.hold(batch.tokens), self._images.queued.hold(pictures) if pictures else nullcontext():
@@ -109,7 +113,8 @@ class ServedModel:
         if has_pictures(request.inputs):
             self._refuse_pictures(request.inputs)
             return await self._images.read(request, self._intake.tokenize)
-        return await self._run(sum(sizes), partial(self._intake.tokenize, request))
+        work = sum(sizes) + _PART_CHARS * sum(map(_parts, request.inputs))
+        return await self._run(work, partial(self._intake.tokenize, request))
 
     def _refuse_pictures(self, inputs: Sequence[Any]) -> None:
         """Raises InvalidRequest for more than the model takes, before any is fetched or decoded."""
@@ -154,7 +159,8 @@ class ServedModel:
             )
             return self._intake.tokenize_text(text, add_special_tokens)
 
-        return await self._run(sum(sizes), lambda: [ids_of(conversation) for conversation in conversations])
+        work = sum(sizes) + _PART_CHARS * sum(map(len, conversations))
+        return await self._run(work, lambda: [ids_of(conversation) for conversation in conversations])
 
     def sparse(self) -> SparseView:
         """The model's answers as the weights of words. Raises UnsupportedTask if it weighs none."""
@@ -181,7 +187,7 @@ class ServedModel:
         """Whole texts with what the tokenizer knows of each of their tokens; no prompt, no limit on tokens."""
         sizes = [len(text) for text in texts]
         self._refuse_long(sizes)
-        return await self._run(sum(sizes), partial(self._intake.detail, texts, special))
+        return await self._run(sum(sizes) + len(texts), partial(self._intake.detail, texts, special))
 
     async def in_text(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; those outside the vocabulary have none."""
@@ -214,6 +220,15 @@ def _size(item: Any) -> int:
     if isinstance(item, ImagePrompt):
         return _size(item.prompt)
     return len(item) if hasattr(item, "__len__") else 0
+
+
+def _parts(item: Any) -> int:
+    """Messages and parts of an input; a text alone has none."""
+    if isinstance(item, tuple):
+        return sum(map(_parts, item))
+    if isinstance(item, Content):
+        return 1 + len(item.parts)
+    return sum(map(_parts, item.messages)) if isinstance(item, Conversation) else 0
 
 
 def _image_tokens(batch: PackedBatch) -> int:

@@ -22,6 +22,10 @@ _MOST_ERRORS = 10
 _BRANCHES = ("str", "int", "ChatMessage", "Part", "ImageUrl", "ImageRows", "TextItem", "ContentItem")
 _MOST_INPUT_CHARS = 200
 _MANY_FIELDS = 100  # Repr sorts all keys before it shows a few
+# Of a conversation for each of the inputs that a request may have: itself, a message or two, and their parts.
+_LISTS_AN_INPUT = 8
+# However few inputs may be sent, one may be a long conversation.
+_LEAST_LISTS = 4_096
 
 
 async def read_body(request: Request, choose: Callable[[Any], type[Body]], limits: Limits) -> Body:
@@ -38,7 +42,8 @@ async def read_json(request: Request, limits: Limits) -> Any:
 
     Raises BodyTooLarge as soon as more than is allowed has come, Overloaded if all
     bodies together are too much, DeadlineExceeded if it takes for ever to come,
-    WrongContentType or MalformedBody if it is no JSON.
+    WrongContentType or MalformedBody if it is no JSON, WrongShape if it has more
+    messages and parts than any request needs.
     """
     mark_arrival(request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -52,7 +57,9 @@ async def read_json(request: Request, limits: Limits) -> Any:
                 raw = await _read(request, limits.max_body_bytes, upload)
         except TimeoutError:
             raise DeadlineExceeded(f"the body did not come within {limits.request_timeout_s:g} s") from None
-        return _parsed(raw)
+        data = _parsed(raw)
+        _refuse_many(raw, data, max(_LEAST_LISTS, _LISTS_AN_INPUT * limits.max_inputs))
+        return data
 
 
 def _parsed(raw: bytes) -> Any:
@@ -64,6 +71,23 @@ def _parsed(raw: bytes) -> Any:
         place = ("body", str(error.pos))
         found = {"type": "json_invalid", "loc": place, "msg": f"JSON decode error: {error.msg}", "input": {}}
         raise _malformed(MalformedBody, [found]) from None
+
+
+def _refuse_many(raw: bytes, data: Any, most: int) -> None:
+    """Judging a million small objects would hold up every other request, so they are counted before."""
+    if raw.count(b"{") + raw.count(b"[") <= most:  # more may stand in texts
+        return
+    left, count = [data] if isinstance(data, dict | list) else [], 0
+    while left:
+        one = left.pop()
+        count += 1
+        if count + len(left) > most:
+            raise WrongShape(
+                f"the body holds more than {most} lists and objects, such as messages and their parts, which is the "
+                "most allowed; send fewer inputs at once"
+            )
+        values = one.values() if isinstance(one, dict) else one
+        left.extend(value for value in values if isinstance(value, dict | list))
 
 
 def judge(kind: type[Body], data: Any) -> Body:

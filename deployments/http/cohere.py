@@ -1,7 +1,7 @@
 """Cohere's embeddings: POST /v2/embed. Its rerank is that of deployments/http/scoring.py."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,7 +18,7 @@ from deployments.media import SentImage
 from deployments.served import ServedModel
 from pooling.errors import InvalidRequest
 from pooling.loading.card import ModelCard
-from pooling.request import PooledOutput, PoolingParams, PoolingRequest, Prompt
+from pooling.request import PackedBatch, PooledOutput, PoolingParams, PoolingRequest, Prompt
 
 if TYPE_CHECKING:
     from deployments.router import Router
@@ -53,9 +53,7 @@ class CohereRoutes:
             prompt_name=prompt_name,
         )
         packings = {kind: packing_of(kind, model.card, asked.params) for kind in body.embedding_types or _DEFAULT_TYPES}
-        if body.truncate == "NONE" and body.max_tokens is not None:
-            await _refuse_longer(body.max_tokens, asked, model)
-        answer = await self._router.answer(model, asked, timeout_s(request))
+        answer = await self._router.answer(model, asked, timeout_s(request), _most_uncut(body))
         found = {
             "id": response_id("embd", request, None),
             "embeddings": await _embeddings(packings, answer.output),
@@ -131,11 +129,19 @@ def _limit(body: CohereEmbedBody, card: ModelCard) -> int | None:
     return -1 if body.max_tokens is None else body.max_tokens
 
 
-async def _refuse_longer(most: int, asked: PoolingRequest, model: ServedModel) -> None:
-    longest = int((await model.tokenize(asked)).lengths.max())
-    if longest > most:
-        raise InvalidRequest(
-            f"Input of {longest} tokens exceeds max_tokens={most} with truncate=NONE. Set truncate to END or START to "
-            "allow truncation.",
-            "max_tokens",
-        )
+def _most_uncut(body: CohereEmbedBody) -> Callable[[PackedBatch], None] | None:
+    """What refuses inputs of more tokens than are allowed where nothing is to be cut."""
+    most = body.max_tokens
+    if body.truncate != "NONE" or most is None:
+        return None
+
+    def refuse_longer(batch: PackedBatch) -> None:
+        longest = int(batch.lengths.max())
+        if longest > most:
+            raise InvalidRequest(
+                f"Input of {longest} tokens exceeds max_tokens={most} with truncate=NONE. Set truncate to END or START "
+                "to allow truncation.",
+                "max_tokens",
+            )
+
+    return refuse_longer

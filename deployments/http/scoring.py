@@ -91,12 +91,13 @@ _DOCUMENTS_A_UNIT = 100
 
 
 def _document(body: RerankBody, index: int) -> dict[str, Any]:
-    """As it was sent: a text, or the parts of a content."""
+    """As it was sent: a text, or the parts of a content; images, which are large, only if documents are asked for."""
     if body.return_documents is False:
         return {}
     item: Any = body.documents[index] if isinstance(body.documents, list) else body.documents
     if isinstance(item, ContentItem):
-        parts = [part.model_dump(exclude_none=True) for part in item.content]
+        shown = [part for part in item.content if body.return_documents or part.type == "text"]
+        parts = [part.model_dump(exclude_none=True) for part in shown]
         return {"document": {"text": None, "multi_modal": parts}}
     return {"document": {"text": item if isinstance(item, str) else item.text, "multi_modal": None}}
 

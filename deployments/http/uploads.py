@@ -1,4 +1,4 @@
-"""Uploads: the bytes of all request bodies that are being read, under a limit."""
+"""Uploads: the bytes of all request bodies, or of all their images, that are being read, under a limit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ class Upload:
         is_large = self.bytes + size > self._uploads.small
         if others and is_large and self._uploads.bytes + size > self._uploads.limit:
             raise Overloaded(
-                f"request bodies of {others} bytes are being read, and the limit is {self._uploads.limit}; please try "
-                "again later"
+                f"{self._uploads.what} of {others} bytes are being read, and the limit is {self._uploads.limit}; "
+                "please try again later"
             )
         self._uploads.bytes += size
         self.bytes += size
@@ -31,8 +31,9 @@ class Upload:
 class Uploads:
     """Keeps many large bodies at once from taking all memory. Not thread-safe: for one event loop."""
 
-    def __init__(self, limit: int, small: int = _SMALL_BYTES) -> None:
-        self.limit, self.small = limit, small
+    def __init__(self, limit: int, small: int = _SMALL_BYTES, what: str = "request bodies") -> None:
+        """small: what any body may have, whatever others have. what: is counted."""
+        self.limit, self.small, self.what = limit, small, what
         self.bytes = 0
 
     @contextmanager

@@ -2,9 +2,11 @@
 
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from deployments import fetch
 from deployments.addresses import is_public
 from deployments.fetch import Fetcher
 from deployments.media import MediaConfig
@@ -105,6 +107,57 @@ async def test_without_allowed_domains_nothing_is_fetched(site: Site) -> None:
     error = await refused(fetcher(site, allowed_domains=[]), f"http://images.test:{site.port}/good")
     assert isinstance(error, FetchRefused)
     assert "fetches no images by URL (media.allowed_domains is empty); send them as data URIs" in error.detail
+
+
+@pytest.mark.parametrize(
+    "host", ["a..cdn.test", ".cdn.test", "a" * 70 + ".cdn.test", "xn--.cdn.test", "xn--a-.cdn.test"]
+)
+async def test_a_host_that_is_no_name_is_refused(site: Site, host: str) -> None:
+    names = Names(images_test=[[OPEN]])
+    url = f"http://{host}:{site.port}/good"
+    error = await refused(fetcher(site, names), url)
+    assert isinstance(error, FetchRefused)
+    assert error.detail == "an image URL cannot be read as one"
+    assert not names.asked
+    error = await refused(fetcher(site, names), f"http://images.test:{site.port}/to?url={url}")
+    assert isinstance(error, FetchRefused)
+    assert error.detail == "the image at images.test redirects to what is no URL"
+
+
+async def test_a_host_that_the_resolver_cannot_read_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise UnicodeError("label empty or too long")
+
+    names = Names()
+    monkeypatch.setattr(names, "resolve", unreadable)
+    error = await refused(fetcher(site, names), f"http://images.test:{site.port}/good")
+    assert isinstance(error, FetchRefused)
+    assert error.detail == "an image URL cannot be read as one"
+
+
+@pytest.mark.parametrize(
+    ("length", "settings", "said"),
+    [
+        (100, {"allowed_domains": []}, "fetches no images by URL"),
+        (8_193, {}, "an image URL has 8193 characters; allowed are 8192"),
+        (8_193, {"allowed_domains": []}, "an image URL has 8193 characters; allowed are 8192"),
+    ],
+)
+async def test_what_is_refused_as_a_text_is_never_parsed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, length: int, settings: dict[str, Any], said: str
+) -> None:
+    """For what is parsed is kept in memory."""
+    parsed: list[Any] = []
+    monkeypatch.setattr(fetch, "URL", parsed.append)
+    error = await refused(fetcher(site, **settings), f"http://images.test:{site.port}/".ljust(length, "x"))
+    assert isinstance(error, FetchRefused)
+    assert said in error.detail
+    assert not parsed
+
+
+async def test_a_url_of_the_most_characters_is_fetched(site: Site) -> None:
+    url = f"HTTP://images.test:{site.port}/good?".ljust(8_192, "x")
+    assert await fetcher(site).fetch([url], 1_000_000) == [PNG]
 
 
 async def test_one_inner_address_of_a_name_refuses_it(site: Site) -> None:

@@ -15,6 +15,7 @@ import torch
 from deployments.admission import Admission
 from deployments.engines import ServeEngines
 from deployments.http.app import build_http
+from deployments.http.uploads import Uploads
 from pooling.images import ImageLimits, decode_data_uri
 from pooling.media import Content, Conversation, Image, ProcessedImage
 from pooling.request import PackedBatch, PoolingRequest
@@ -141,12 +142,31 @@ async def test_towers_compare_texts_and_images(app: httpx.AsyncClient, router: L
     for names in (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "items")):
         again = await send(app, SCORE, model="clip", **dict(zip(names, ("ba", content), strict=True)))
         assert again["data"] == answer["data"]
-    found = await send(app, RERANK, model="clip", query={"content": [image(CAT)]}, documents=[*content[1:], content[0]])
+    found = await send(
+        app,
+        RERANK,
+        model="clip",
+        query={"content": [image(CAT)]},
+        documents=[*content[1:], content[0]],
+        return_documents=True,
+    )
     assert found["results"][0]["index"] == 3
     assert found["results"][0]["relevance_score"] == pytest.approx(1, abs=1e-5)
     assert found["results"][0]["document"] == {"text": None, "multi_modal": [image(CAT)]}
     texts = {one["index"]: one["document"] for one in found["results"]}
     assert texts[1] == {"text": "ba", "multi_modal": None}
+
+
+@pytest.mark.parametrize("choice", [{}, {"return_documents": None}])
+async def test_images_are_sent_back_only_if_they_are_asked_for(app: httpx.AsyncClient, choice: dict[str, Any]) -> None:
+    documents = ["ba", {"content": [text("be")]}, {"content": [text("bi"), image(CAT)]}, {"content": [image(CAT)]}]
+    found = await send(app, RERANK, model="reranker", query="bo", documents=documents, **choice)
+    assert {one["index"]: one["document"] for one in found["results"]} == {
+        0: {"text": "ba", "multi_modal": None},
+        1: {"text": None, "multi_modal": [text("be")]},
+        2: {"text": None, "multi_modal": [text("bi")]},
+        3: {"text": None, "multi_modal": []},
+    }
 
 
 async def test_a_limit_on_the_tokens_of_a_text_leaves_images_whole(app: httpx.AsyncClient) -> None:
@@ -222,6 +242,15 @@ async def test_an_image_is_fetched_where_that_is_allowed(
     for one in answer["data"]:
         np.testing.assert_array_equal(np.float32(one["embedding"]), row)
     assert site.seen == ["images.test/good"]  # once, however often it is asked for
+
+
+async def test_what_is_not_to_be_cut_is_fetched_once(app: httpx.AsyncClient, site: Site) -> None:
+    asked = {"model": "clip", "images": [f"http://images.test:{site.port}/good"], "truncate": "NONE"}
+    assert (await app.post(COHERE, json={**asked, "max_tokens": 17})).status_code == 200
+    assert site.seen == ["images.test/good"]
+    refused = await app.post(COHERE, json={**asked, "max_tokens": 16})
+    assert refused.status_code == 400
+    assert "Input of 17 tokens exceeds max_tokens=16 with truncate=NONE" in refused.json()["error"]["message"]
 
 
 BAD = [
@@ -364,6 +393,35 @@ async def test_processed_images_are_queued_up_to_a_limit(
     go.set()
     assert (await waiting).status_code == 200
     assert router._images.queued.tokens == 0
+
+
+async def test_images_that_wait_to_be_decoded_are_counted(
+    app: httpx.AsyncClient, router: LocalRouter, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = Uploads(3 * len(CAT), small=0, what="images")
+    monkeypatch.setattr(router._images, "waiting", uploads)
+    go, begun = asyncio.Event(), asyncio.Event()
+    real = router._images._run
+
+    async def slow(work: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await real(work)
+
+    monkeypatch.setattr(router._images, "_run", slow)
+    waiting = asyncio.ensure_future(app.post(COHERE, json={"model": "clip", "images": [CAT, CAT]}))
+    await begun.wait()
+    assert uploads.bytes == 2 * len(CAT)
+    fetched = f"http://images.test:{site.port}/endless"
+    for images in ([CAT, CAT], [fetched]):
+        refused = await app.post(COHERE, json={"model": "clip", "images": images})
+        assert refused.status_code == 429, refused.text
+        assert f"images of {2 * len(CAT)} bytes are being read" in refused.json()["error"]["message"]
+        assert uploads.bytes == 2 * len(CAT)
+    assert (await app.post(EMBED, json={"model": "clip", "input": "ba"})).status_code == 200
+    go.set()
+    assert (await waiting).status_code == 200
+    assert uploads.bytes == 0
 
 
 def test_images_travel_by_reference_where_they_are_large(router: LocalRouter) -> None:
