@@ -303,11 +303,12 @@ class Engine:
         self._free_at = time.monotonic() + sum(other.tokens for other in self._steps.values()) * self._token_s
 
     def _hand_out(self, step: _Step, report: StepReport) -> None:
+        for key in {share.key for share in step.shares} & self._jobs.keys():
+            self._jobs[key].forward_s += report.seconds  # once, however many shares it has
         for share, output in zip(step.shares, report.outputs, strict=True):
             self._done_inputs += len(share.inputs)
             job = self._jobs.get(share.key)
             if job is not None:  # else its caller went away
-                job.forward_s += report.seconds
                 _deliver(job, share.inputs, output)
 
     def _watch(self) -> None:

@@ -265,6 +265,19 @@ async def test_a_step_for_all_cores_waits_until_no_lane_computes() -> None:
     device.close()
 
 
+async def test_a_step_counts_once_for_a_request_that_is_in_several_lanes() -> None:
+    class Slow(EchoRunner):
+        def launch(self, parts: list[PackedBatch]) -> Answered:
+            time.sleep(0.05)
+            return super().launch(parts)
+
+    engine = engine_of(Slow(lanes=2))
+    start = time.monotonic()
+    answer = await engine.pool(batch([1] * 8, [2] * 8))
+    assert 0.05 <= answer.timing.forward_s <= time.monotonic() - start
+    engine.close()
+
+
 def test_closing_ends_every_thread_and_the_runner() -> None:
     runner = EchoRunner(lanes=3)
     device = DeviceThread(lambda: runner)

@@ -34,7 +34,11 @@ def test_an_embedding_model_scores_as_its_similarity_says(
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
-        ("math-shepherd", {"task": "score"}, "known for qwen3, qwen2, gemma, not for llama: name the tokens in"),
+        (
+            "math-shepherd",
+            {"task": "score"},
+            "known for qwen3_vl, qwen3, qwen2, gemma, not for llama: name the tokens in",
+        ),
         ("bert", {"hf_overrides": {"classifier_from_token": ["no", "yes"]}}, "BertForSequenceClassification has none"),
         ("bert", {"instruction": "find"}, "reads pairs without a template"),
         ("bert", {"chat_template": "none.jinja"}, "neither a Jinja template nor a file"),
