@@ -16,6 +16,7 @@ from deployments.image_loader import ImageLoader, has_pictures, pictures_of
 from pooling.errors import InputTooLong, InvalidRequest, Overloaded, Unavailable
 from pooling.loading.card import ModelCard
 from pooling.media import Content, Conversation, ImagePrompt
+from pooling.pair_intake import most_tokens
 from pooling.request import Ids, PackedBatch, PooledOutput, PoolingRequest
 from pooling.sparse import SparseView
 
@@ -180,7 +181,7 @@ class ServedModel:
 
     def most_tokens(self, asked: int | None, which: Literal["query", "doc"]) -> int | None:
         """Tokens that a text of one side may have, special ones included. Raises InvalidRequest if that is no limit."""
-        most = self._intake.most_tokens(asked, which)
+        most = most_tokens(self._intake.card, asked, which)
         return None if most is None else min(most + self._intake.tokenizer.special_tokens, self.card.max_model_len)
 
     async def in_tokens(self, texts: list[str], special: bool) -> "list[Encoding]":

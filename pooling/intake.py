@@ -1,6 +1,5 @@
 """Intake: text or ids -> TokenizedInput -> PackedBatch; with judge.py the only place where input is judged."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from pooling.config import ModelSpec
-from pooling.errors import ConfigError, InvalidRequest
+from pooling.errors import InvalidRequest
 from pooling.judge import (
     EMPTY,
     Places,
@@ -26,13 +25,13 @@ from pooling.judge import (
 from pooling.judge_media import check_media
 from pooling.loading.card import ModelCard, Side
 from pooling.loading.describe import describe
-from pooling.loading.score_templates import ChatTemplate, Template
 from pooling.loading.tokenizer import TextTokenizer
 from pooling.loading.vision import Vision
-from pooling.media import Content, Picture
-from pooling.pairs import check_template, read_pairs
-from pooling.prompts import ROLES, role_prompt
-from pooling.request import Chunks, ContentPair, Frame, Ids, PackedBatch, Pair, PoolingRequest, Prompt, TokenizedInput
+from pooling.media import Content
+from pooling.pair_intake import PairIntake
+from pooling.pairs import check_template
+from pooling.prompts import ROLES, prompt_of
+from pooling.request import Chunks, Frame, Ids, PackedBatch, PoolingRequest, Prompt, TokenizedInput
 from pooling.vision.decoder_intake import DecoderIntake, RetrievalIntake
 from pooling.vision.intake import MEDIA, MediaIntake, Place, Reading, TowersIntake
 from pooling.vision.processed import ProcessedBytes
@@ -57,6 +56,7 @@ class Intake:
         self._media = None if reader is None else _media_intake(card, reader, tokenizer)
         self._fill = _filling(card.vision, tokenizer)
         self.tokenizer = self._tokenizer = tokenizer
+        self._pairs = PairIntake(card, tokenizer, self._media, max_processed_bytes)
         check_template(tokenizer, card.template)
 
     @classmethod
@@ -92,7 +92,9 @@ class Intake:
             return replace(batch, by_segment=True, first=request.first)
         limit = self._limit(request, task)
         if any(_is_pair(item) for item in request.inputs):
-            batch = replace(PackedBatch.pack(self._pairs(request, limit), task, request.params), first=request.first)
+            batch = replace(
+                PackedBatch.pack(self._pairs.read(request, limit), task, request.params), first=request.first
+            )
             if self._media is not None:
                 check_media(batch, self.card)  # a text may name the place of an image that it has not
             return batch
@@ -100,7 +102,7 @@ class Intake:
         if given is not None:
             raise InvalidRequest(f"{given} needs pairs of a query and a document", given)
         texts = [index for index, item in enumerate(request.inputs) if isinstance(item, str) and index not in read]
-        places = self._places(request, texts)
+        places = Places.of(request, texts)
         ids: list[Ids] = []
         if texts or not read:  # a prompt for what is no text is refused there
             ids = self._texts(cast(list[str], [request.inputs[i] for i in texts]), request, task, limit, places)
@@ -128,7 +130,7 @@ class Intake:
         kinds = MEDIA if vision.texts is None else MEDIA | {str}
         if vision.kind != "images" and kinds.isdisjoint(map(type, request.inputs)):
             return request, {}
-        reading = Reading(request, self._prompt(request, True), self._limit(request, task))
+        reading = Reading(request, prompt_of(request, self.card, has_text=True), self._limit(request, task))
         count = request.of or len(request.inputs)
         inputs: list[Prompt] = list(request.inputs)
         read: dict[int, TokenizedInput] = {}
@@ -145,12 +147,6 @@ class Intake:
         if len(read) < len(inputs) and vision.kind == "images":
             raise InvalidRequest(f"{self.card.name!r} reads images alone; a text is given", "input")
         return replace(request, inputs=inputs), read
-
-    @staticmethod
-    def _places(request: PoolingRequest, inputs: Sequence[int] | None = None) -> Places:
-        """What the caller calls the inputs of a request, or some of them."""
-        chosen = range(len(request.inputs)) if inputs is None else inputs
-        return Places([request.first + index for index in chosen], request.of or len(request.inputs))
 
     def tokenize_text(self, text: str, special: bool) -> Ids:
         """The ids of a text as it is, of any length, without a prompt. Raises InvalidRequest for half a character."""
@@ -200,7 +196,7 @@ class Intake:
     def _texts(
         self, texts: list[str], request: PoolingRequest, task: str, limit: int | None, places: Places
     ) -> list[Ids]:
-        prefix = self._prompt(request, bool(texts))
+        prefix = prompt_of(request, self.card, has_text=bool(texts))
         if prefix:
             texts = [prefix + text for text in texts]
         if self.card.lower_case:
@@ -235,7 +231,7 @@ class Intake:
         if self.card.chunk_overlap is None or int(batch.lengths.max()) <= self.card.max_model_len:
             return batch
         head, tail = self._tokenizer.special_ends()
-        prompt = self._lower(self._prompt(request, has_text=True))
+        prompt = self._lower(prompt_of(request, self.card, has_text=True))
         if prompt:
             head = self._tokenizer.prompt_ids(prompt, request.add_special_tokens)
         return replace(batch, frame=Frame(head, tail))
@@ -246,9 +242,9 @@ class Intake:
         chunks = [
             Chunks(tuple(map(self._lower, item.texts)), item.separator) for item in cast(list[Chunks], request.inputs)
         ]
-        prompt = self._lower(self._prompt(request, has_text=True))
+        prompt = self._lower(prompt_of(request, self.card, has_text=True))
         texts = [prompt + one.separator.join(one.texts) for one in chunks]
-        places = self._places(request)
+        places = Places.of(request)
         refuse_surrogates(texts, places.numbers)
         most = self.card.max_model_len
         self._refuse_many_characters(texts, most, places)
@@ -283,148 +279,9 @@ class Intake:
     def _lower(self, text: str) -> str:
         return text.lower() if self.card.lower_case else text
 
-    def _pairs(self, request: PoolingRequest, limit: int | None) -> list[TokenizedInput]:
-        """Pairs of texts, which one forward pass reads together."""
-        if request.input_type is not None:
-            raise InvalidRequest("input_type is for texts that are read apart; a pair has both sides", "input_type")
-        if not self.card.labels:
-            raise InvalidRequest(
-                f"{self.card.name!r} reads one text at a time; pairs are for models with a head that compares them",
-                "input",
-            )
-        pairs: list[Pair] = []
-        pictures: dict[int, list[Picture]] = {}
-        for index, item in enumerate(request.inputs):
-            if not (
-                isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str | Content) for text in item)
-            ):
-                raise InvalidRequest(f"input {request.first + index} is no pair of two texts, as others are", "input")
-            if any(isinstance(text, Content) for text in item):
-                item, pictures[index] = self._written(cast(ContentPair, item))
-            pairs.append(cast(Pair, item))
-        if self.card.lower_case:
-            pairs = [(first.lower(), second.lower()) for first, second in pairs]
-        places = self._places(request)
-        refuse_surrogates([" ".join(pair) for pair in pairs], places.numbers)
-        if request.truncation_side == "left":
-            raise InvalidRequest("truncation_side is left, but a pair of texts is cut at their ends", "truncation_side")
-        most = self.card.max_model_len
-        if limit is None:
-            most_chars = most * self._tokenizer.max_chars_per_token
-            for number, (first, second) in zip(places.numbers, pairs, strict=True):
-                if len(first) + len(second) > most_chars:
-                    raise too_many_characters(len(first) + len(second), most_chars, most, number, places.count)
-        bounds = (
-            self.most_tokens(request.max_tokens_per_query, "query"),
-            self.most_tokens(request.max_tokens_per_doc, "doc"),
-        )
-        template = self._template(request)
-        plain = [pair for index, pair in enumerate(pairs) if not pictures.get(index)]
-        encoded = self._encoded(plain, request, template, limit, bounds)
-        if len(plain) < len(pairs):
-            # A placeholder must not be cut off; what is too long with its images is refused.
-            drawn = [pair for index, pair in enumerate(pairs) if pictures.get(index)]
-            apart = iter(encoded), iter(self._encoded(drawn, request, template, None, bounds))
-            encoded = [next(apart[bool(pictures.get(index))]) for index in range(len(pairs))]
-        marked = self.card.token_types and self._tokenizer.marks_second and template is None
-        items = [TokenizedInput(ids, second if marked else None) for ids, second in encoded]
-        processed = ProcessedBytes(self._max_processed_bytes)
-        for index, number in enumerate(places.numbers):
-            refuse_empty(items[index].ids, number, places.count)
-            if pictures.get(index):
-                items[index] = self._expanded_pair(
-                    items[index].ids, pictures[index], Place(number, places.count), limit
-                )
-                processed.take(items[index].media)
-            if len(items[index].ids) > most:
-                raise too_many_tokens(f"at least {most + 1}", most + 1, most, number, places.count)
-        return items
-
-    def _encoded(
-        self,
-        pairs: list[Pair],
-        request: PoolingRequest,
-        template: Template | None,
-        limit: int | None,
-        most: tuple[int | None, int | None],
-    ) -> list[tuple[Ids, int]]:
-        """Each pair as one input, and the token at which its second text begins."""
-        prompt = self._prompt(request, True)
-        if template is not None:
-            told = request.instruction if request.instruction is not None else prompt or None
-            return [(ids, len(ids)) for ids in read_pairs(self._tokenizer, template, pairs, limit, most, told)]
-        pairs = [(self._lower(prompt) + first, second) for first, second in pairs]
-        return self._tokenizer.encode_pairs(pairs, request.add_special_tokens, limit, most)
-
-    def _expanded_pair(self, ids: Ids, pictures: list[Picture], place: Place, limit: int | None) -> TokenizedInput:
-        assert isinstance(self._media, DecoderIntake)
-        read = self._media.expand(ids, pictures, place)
-        if limit is not None and len(read.ids) > limit:
-            raise InvalidRequest(
-                f"a pair with images has {len(read.ids)} tokens, and truncate_prompt_tokens allows {limit}; only texts "
-                f"are cut{place}",
-                "truncate_prompt_tokens",
-            )
-        return read
-
-    def _written(self, pair: ContentPair) -> tuple[Pair, list[Picture]]:
-        """A pair with images as its texts, with the places of the images, and the images."""
-        if not isinstance(self._media, DecoderIntake):
-            raise InvalidRequest(f"{self.card.name!r} reads text alone; images are for models that take them", "input")
-        texts: list[str] = []
-        pictures: list[Picture] = []
-        for side in pair:
-            text, more = (side, []) if isinstance(side, str) else self._media.written(side)
-            texts.append(text)
-            pictures += more
-        return (texts[0], texts[1]), pictures
-
-    def _template(self, request: PoolingRequest) -> Template | None:
-        if request.chat_template is None:
-            if request.instruction is not None and self.card.template is None:
-                raise InvalidRequest(
-                    f"{self.card.name!r} reads pairs without a template, so it takes no instruction", "instruction"
-                )
-            return self.card.template
-        template = ChatTemplate(request.chat_template, special=True)
-        try:
-            check_template(self._tokenizer, template)
-        except ConfigError as error:
-            raise InvalidRequest(error.detail, "chat_template") from None
-        return template
-
-    def most_tokens(self, asked: int | None, which: str) -> int | None:
-        """Tokens that one text of a pair may have; 0 means no limit, as in vLLM."""
-        name, most = f"max_tokens_per_{which}", self.card.max_model_len
-        if asked is not None and asked < 0:
-            raise InvalidRequest(f"{name} must be a non-negative integer, got {asked}", name)
-        if asked is not None and asked >= most:
-            raise InvalidRequest(f"{name} ({asked}) must be less than max_model_len ({most}).", name)
-        return asked or None
-
-    def _prompt(self, request: PoolingRequest, has_text: bool) -> str:
-        name, known = request.prompt_name, self.card.prompts
-        if request.prompt is not None:
-            if name is not None:
-                raise InvalidRequest(f"both prompt and prompt_name {name!r} are given; give one of them", "prompt")
-            if request.prompt and not has_text:
-                raise InvalidRequest("prompt needs text inputs; token ids are taken as they are", "prompt")
-            return request.prompt
-        if name is None:
-            if request.input_type is not None:
-                return role_prompt(request.input_type, self.card)
-            default = self.card.default_prompt_name
-            return known[default] if default is not None else ""
-        if name not in known:
-            allowed = ", ".join(sorted(known)) or "none: this model defines no prompts"
-            raise InvalidRequest(f"Unknown prompt_name {name!r}. Supported values: {allowed}", "prompt_name")
-        if not has_text:
-            raise InvalidRequest("prompt_name needs text inputs; token ids are taken as they are", "prompt_name")
-        return known[name]
-
     def _left_out(self, request: PoolingRequest, task: str, limit: int | None) -> int:
         """How many tokens at the beginning of a text are its prompt's and not pooled."""
-        prompt = "" if self.card.include_prompt or task != "embed" else self._prompt(request, True)
+        prompt = "" if self.card.include_prompt or task != "embed" else prompt_of(request, self.card, has_text=True)
         if not prompt:
             return 0
         if limit is not None and (request.truncation_side or self._tokenizer.truncation_side) == "left":

@@ -23,6 +23,12 @@ class Places:
     numbers: Sequence[int]
     count: int
 
+    @classmethod
+    def of(cls, request: PoolingRequest, inputs: Sequence[int] | None = None) -> "Places":
+        """Of all inputs of a request, or of some of them."""
+        chosen = range(len(request.inputs)) if inputs is None else inputs
+        return cls([request.first + index for index in chosen], request.of or len(request.inputs))
+
 
 def check_batch(batch: PackedBatch, card: ModelCard) -> None:
     """Judges a batch that a caller packed alone, before it costs a forward pass.
