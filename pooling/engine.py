@@ -22,6 +22,7 @@ import numpy as np
 from pooling.batcher import Batcher, Share
 from pooling.config import STEP_TIMEOUT_S, ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
+from pooling.distinct import distinct
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
 from pooling.judge import check_batch
 from pooling.lanes import divide
@@ -50,7 +51,7 @@ _SHARED_S = 0.004
 class _Job:
     """A request under way. `left` counts the inputs without an answer yet.
 
-    owners: where inputs are chunks, which input of the caller's each is part of.
+    owners: where inputs are chunks or repeats are left out, which input of the caller's each is (part of).
     """
 
     batch: PackedBatch
@@ -174,10 +175,17 @@ class Engine:
         if self.failure is not None:
             raise EngineDead(self.failure)
         check_batch(batch, self.card)
+        once = distinct(batch)
+        if once is None:
+            return await self._pool_long(batch)
+        return once.repeat(await self._pool_long(once.batch, once.firsts))
+
+    async def _pool_long(self, batch: PackedBatch, owners: np.ndarray | None = None) -> PooledOutput:
+        """owners: what the caller calls each input, where that is not its place."""
         chunked = self._chunked(batch)
         if chunked is None:
-            return await self._pool(batch)
-        output = await self._pool(chunked.batch, chunked.owners)
+            return await self._pool(batch, owners)
+        output = await self._pool(chunked.batch, chunked.owners if owners is None else owners[chunked.owners])
         normalise = self.card.normalises(batch.task, batch.params.use_activation)
         return replace(output, data=chunked.merge(output.data, normalise))
 

@@ -118,7 +118,10 @@ async def test_a_text_of_too_many_characters_is_not_even_tokenised(
 
 async def test_load_counts_the_requests_that_are_being_answered(local: LocalRouter, app: httpx.AsyncClient) -> None:
     assert (await app.get("/load")).json() == {"server_load": 0}
-    many = [asyncio.ensure_future(app.post("/v1/embeddings", json={"input": ["a b c"] * 200})) for _ in range(3)]
+    many = [
+        asyncio.ensure_future(app.post("/v1/embeddings", json={"input": [f"a b {number}" for number in range(200)]}))
+        for _ in range(3)
+    ]
     while (await app.get("/load")).json() != {"server_load": 3}:
         assert not all(one.done() for one in many)
         await asyncio.sleep(0.001)

@@ -12,7 +12,7 @@ from tests.deployments.conftest import Service
 from tests.deployments.models import POISON
 from tests.texts import words
 
-LONG = [[7] * 250] * 1_000  # many seconds of work
+LONG = [[7] * 249 + [number] for number in range(1_000)]  # many seconds of work
 HURRY = {"x-request-timeout-seconds": "0.5"}
 TEXT = {"content-type": "text/plain"}
 

