@@ -104,6 +104,9 @@ def _add_model_flags(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--max-batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward pass")
     parser.add_argument(
+        "--enforce-eager", action="store_true", default=None, help="on a GPU, run small steps without CUDA graphs"
+    )
+    parser.add_argument(
         "--override-pooler-config",
         "--pooler-config",
         dest="override_pooler_config",

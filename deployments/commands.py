@@ -27,6 +27,7 @@ _MODEL_FLAGS = (
     "tensor_parallel_size",
     "max_model_len",
     "max_batch_tokens",
+    "enforce_eager",
     "override_pooler_config",
     "hf_overrides",
     "limit_mm_per_prompt",

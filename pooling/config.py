@@ -168,6 +168,7 @@ class ModelSpec(Settings):
     limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
         {"image": 8}, min_length=1, description="how many images an input may have"
     )
+    enforce_eager: bool = Field(False, description="on a GPU, run small steps without CUDA graphs; a CPU has none")
     step_timeout_s: float = Field(
         STEP_TIMEOUT_S, gt=0, description="a forward pass that takes longer hangs: its replica ends and is replaced"
     )

@@ -15,14 +15,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pooling.attention import NAME, Packing, bind
 from pooling.errors import CheckpointError
+from pooling.graphs import CudaRecorder, Graphs, Record
 from pooling.heads import Head
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
 from pooling.media import Media
 from pooling.parallel.shard import Shard
-from pooling.prepacked import prepack
 from pooling.self_check import check
+from pooling.tuned import tune
 
 log = logging.getLogger("raypool")
 
@@ -73,11 +74,11 @@ class Forward(Protocol):
 
 
 def choose_forward(
-    description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int
+    description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int, eager: bool = False
 ) -> tuple[Forward, dict[str, Head]]:
     """Packed if the family is known to pack and this model proves it on this device, else padded, loudly.
 
-    Beside it the heads of the model, by name.
+    Beside it the heads of the model, by name. eager: on a GPU, without CUDA graphs.
 
     Raises CheckpointError if neither gives the answers of each input alone.
     """
@@ -86,7 +87,13 @@ def choose_forward(
     if reason is None:
         packed, heads = load_packed(description, dtype, device, max_batch_tokens)
         model = packed.model
+        if device.type == "cuda" and not eager:
+            _record(packed, description, max_batch_tokens)
         reason = check(packed, description, dtype)
+        if reason is not None and packed.graphs is not None:
+            log.warning("%s: running without CUDA graphs, which is slower for small steps: %s", name, reason)
+            packed.graphs = None
+            reason = check(packed, description, dtype)
         if reason is None:
             return packed, heads
     else:
@@ -102,6 +109,15 @@ def choose_forward(
     return padded, heads
 
 
+def _record(packed: "PackedForward", description: Description, max_batch_tokens: int) -> None:
+    card = description.card
+    try:
+        packed.record(CudaRecorder(), max_batch_tokens, card.max_model_len)
+    except Exception as error:  # of torch: something in the model waits for the device
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        log.warning("%s: running without CUDA graphs, which is slower for small steps: %s", card.name, reason)
+
+
 def load_packed(
     description: Description,
     dtype: torch.dtype,
@@ -112,8 +128,7 @@ def load_packed(
     """A model that packs, or this rank's share of it, not proven yet; beside it its heads, by name."""
     loaded = load_model(Checkpoint(description.backbone), description, NAME, dtype, device, shard)
     counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        prepack(loaded.backbone, max_batch_tokens)
+    tune(loaded.backbone, device, dtype, max_batch_tokens)
     return PackedForward(loaded.backbone, device, counted_from), loaded.heads
 
 
@@ -157,7 +172,13 @@ class PackedForward:
         self.model, self._device, self._counted_from = model, device, counted_from
         self._slot = bind(model)
         self._keywords = _keywords(model)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions, self._takes_types = "position_ids" in parameters, "token_type_ids" in parameters
+        self.graphs: Graphs | None = None
+
+    def record(self, record: Record, max_tokens: int, max_length: int) -> None:
+        """Steps of up to max_tokens are replayed from now on. Raises what recording raises."""
+        self.graphs = Graphs.record(self._run, record, self._device, max_tokens, max_length, self._takes_types)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)
@@ -174,7 +195,7 @@ class PackedForward:
         places = places_of(lengths)
         positions = places if self._counted_from is None else self._positions(ids, ends - lengths, lengths)
         cu_seqlens = None
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" or self.graphs is not None:
             cu_seqlens = self.to_device(np.concatenate([[0], ends]).astype(np.int32))
         sizes = tuple(lengths.tolist())
         return StepInput(
@@ -198,13 +219,18 @@ class PackedForward:
         return positions
 
     def __call__(self, step: StepInput) -> Tensor:
-        """-> hidden [tokens, dim] in the model's dtype."""
-        given = {"position_ids": step.positions} if self._takes_positions else {}
-        if step.types is not None:
-            given["token_type_ids"] = step.types
-        self._slot.packing = step.packing
+        """-> hidden [tokens, dim] in the model's dtype; with graphs the next call may overwrite it."""
+        given = (step.ids, step.positions, step.types, step.packing)
+        replayed = None if self.graphs is None else self.graphs.run(*given, inputs=len(step.sizes))
+        return self._run(*given) if replayed is None else replayed
+
+    def _run(self, ids: Tensor, positions: Tensor, types: Tensor | None, packing: Packing) -> Tensor:
+        given = {"position_ids": positions} if self._takes_positions else {}
+        if types is not None:
+            given["token_type_ids"] = types
+        self._slot.packing = packing
         try:
-            hidden: Tensor = self.model(input_ids=step.ids, **given, **self._keywords)[0]
+            hidden: Tensor = self.model(input_ids=ids, **given, **self._keywords)[0]
         finally:
             self._slot.packing = None
         return hidden[0]

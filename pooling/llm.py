@@ -52,6 +52,7 @@ class LLM:
     template tells the model. tensor_parallel_size: over how many GPUs of this
     machine the model is split, each in a process that is started here.
     limit_mm_per_prompt: how many images an input may have, as {"image": 8}.
+    enforce_eager: on a GPU, run small steps without CUDA graphs.
     Raises StartupError of the fitting kind if the model cannot be served exactly.
     Usable as a context manager; close() ends its threads.
     """
@@ -72,6 +73,7 @@ class LLM:
         served_model_name: str | None = None,
         tensor_parallel_size: int = 1,
         limit_mm_per_prompt: Mapping[str, int] | None = None,
+        enforce_eager: bool = False,
     ) -> None:
         override = override_pooler_config
         settings = {
@@ -87,6 +89,7 @@ class LLM:
             "max_model_len": max_model_len,
             "max_batch_tokens": max_batch_tokens,
             "tensor_parallel_size": tensor_parallel_size,
+            "enforce_eager": enforce_eager,
         }
         if limit_mm_per_prompt is not None:
             settings["limit_mm_per_prompt"] = dict(limit_mm_per_prompt)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pooling.config import ModelSpec
-from pooling.forward import Forward, StepInput, choose_forward
+from pooling.forward import Forward, PackedForward, StepInput, choose_forward
 from pooling.heads import activation_of, check_activation, cut
 from pooling.heads.check import check_heads
 from pooling.kept import kept, side_of
@@ -136,8 +136,9 @@ class LocalRunner:
             self._group, self._heads = load_group(spec, *how, start)
             self._forward = self._group
         else:
-            choose = choose_forward if self.card.vision is None else choose_vision_forward
-            self._forward, self._heads = choose(*how)
+            self._forward, self._heads = (
+                choose_forward(*how, spec.enforce_eager) if self.card.vision is None else choose_vision_forward(*how)
+            )
         try:
             self._read_card(description)
         except BaseException:
@@ -163,8 +164,13 @@ class LocalRunner:
             "dtype": str(self.dtype).removeprefix("torch."),
             "path": self._forward.path,
             "tensor_parallel": f"over {self._ranks} ranks" if self._ranks > 1 else "",
+            "cuda_graphs": self._graphs(),
             "threads": str(torch.get_num_threads()) if self.device.type == "cpu" else "",
         }
+
+    def _graphs(self) -> str:
+        graphs = self._forward.graphs if isinstance(self._forward, PackedForward) else None
+        return "" if graphs is None else f"up to {graphs.max_tokens} tokens"
 
     def watch(self, listener: Callable[[str], None]) -> None:
         if self._group is not None:

@@ -159,7 +159,8 @@ def measure(name: str, args: argparse.Namespace, peak: Peak) -> Result:
 def _measure(result: Result, config: Mapping[str, Any], args: argparse.Namespace, peak: Peak, directory: Path) -> None:
     steps, start = args.steps or (_TINY_STEPS if args.tiny else _STEPS), time.perf_counter()
     with random_model(config, directory) as source:
-        spec = ModelSpec(source=source, device=args.device, dtype=args.dtype, max_batch_tokens=max(steps))
+        how = {"device": args.device, "dtype": args.dtype, "enforce_eager": args.enforce_eager}
+        spec = ModelSpec(source=source, max_batch_tokens=max(steps), **how)
         engine = Engine.load(spec)
     try:
         result.load_s = time.perf_counter() - start
@@ -172,7 +173,9 @@ def _measure(result: Result, config: Mapping[str, Any], args: argparse.Namespace
 
 def _facts(engine: Engine) -> str:
     described = engine._runner.describe()
-    return ", ".join(described[name] for name in ("path", "dtype", "device"))
+    graphs = described["cuda_graphs"]
+    facts = [*(described[name] for name in ("path", "dtype", "device")), *([f"graphs {graphs}"] if graphs else [])]
+    return ", ".join(facts)
 
 
 def markdown(results: Sequence[Result], about: str) -> str:
@@ -247,6 +250,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="models small enough for a test on a CPU")
     parser.add_argument("--steps", nargs="+", type=int, help="tokens of a step; default: 4k to 64k")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement of throughput")
+    parser.add_argument("--enforce-eager", action="store_true", help="without CUDA graphs, to see what they bring")
     parser.add_argument("--queries", type=int, default=300)
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():

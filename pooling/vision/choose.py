@@ -11,7 +11,7 @@ from pooling.heads import Head
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
-from pooling.prepacked import prepack
+from pooling.tuned import tune
 from pooling.vision.check import check_images
 from pooling.vision.decoder import DecoderForward, load_decoder
 from pooling.vision.towers import ImagesForward, TowersForward
@@ -47,8 +47,7 @@ def _load_apart(
     towers = description.family.vision == "towers"
     attention = NAME if packed and towers else "sdpa"
     loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        prepack(loaded.backbone, max_batch_tokens)
+    tune(loaded.backbone, device, dtype, max_batch_tokens)
     if towers:
         return TowersForward(loaded.backbone, device, packed), loaded.heads
     return ImagesForward(loaded.backbone, device), loaded.heads

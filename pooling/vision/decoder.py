@@ -19,7 +19,7 @@ from pooling.loading.model import load_model
 from pooling.loading.vision import Vision
 from pooling.media import Media, ProcessedImage
 from pooling.parallel.shard import Shard
-from pooling.prepacked import prepack
+from pooling.tuned import tune
 from pooling.vision.distinct import Distinct
 from pooling.vision.positions import positions_by_place
 
@@ -221,6 +221,5 @@ def load_decoder(
     assert vision is not None
     attention = NAME if packed else "sdpa"
     loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device, shard)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        prepack(loaded.backbone, max_batch_tokens)
+    tune(loaded.backbone, device, dtype, max_batch_tokens)
     return DecoderForward(loaded.backbone, device, vision, packed, shard), loaded.heads
