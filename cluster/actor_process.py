@@ -1,4 +1,4 @@
-"""settle_actor_process(): an engine's actor computes on the CPUs that Ray gave it, and says what it does."""
+"""An engine's actor computes on the CPUs that Ray gave it, says what it does, and ends when it must."""
 
 import logging
 import math
@@ -18,9 +18,9 @@ def settle_actor_process(threads: int | None = None) -> None:
     none, before anyone can say otherwise. Outside an actor nothing is changed:
     the process is not ours.
     """
-    context = ray.get_runtime_context() if ray.is_initialized() else None
-    if context is None or context.get_actor_id() is None:
+    if not _is_actor():
         return
+    context = ray.get_runtime_context()
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.setLevel(logging.INFO)
@@ -29,3 +29,15 @@ def settle_actor_process(threads: int | None = None) -> None:
     threads = max(1, min(threads or math.ceil(assigned), len(os.sched_getaffinity(0))))
     torch.set_num_threads(threads)
     log.info("actor has %g CPUs: %d threads", assigned, threads)
+
+
+def end_actor_process(reason: str) -> None:
+    """Ends the actor, not as asked, so that Ray starts it anew and repeats its calls. Outside an actor it returns."""
+    if _is_actor():
+        log.error("the actor ends: %s", reason)
+        logging.shutdown()
+        os._exit(1)
+
+
+def _is_actor() -> bool:
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None

@@ -126,9 +126,11 @@ class JobReport:
 
     def __str__(self) -> str:
         bad = f", {self.errors} without an answer (see the error column)" if self.errors else ""
-        earlier = f", {self.earlier_rows} of them by an earlier run" if self.earlier_rows else ""
-        rate = (self.rows - self.earlier_rows) / max(self.seconds, 1e-9)
-        return f"{self.rows} rows{bad}{earlier} in {self.seconds:.1f} s, {rate:.0f} rows/s: {self.output}"
+        now = self.rows - self.earlier_rows
+        speed = f"{now} rows in {self.seconds:.1f} s, {now / max(self.seconds, 1e-9):.0f} rows/s"
+        if self.earlier_rows:
+            speed = f"done by an earlier run: {self.earlier_rows} rows; by this one: {speed if now else 'none'}"
+        return f"{self.rows} rows{bad}: {self.output} ({speed})"
 
 
 def run_job(job: PoolingJob) -> JobReport:

@@ -43,15 +43,17 @@ class Ledger:
     def open(self, settings: dict[str, Any]) -> Done:
         """Enters a new job in an empty directory, or finds what is done of the same one.
 
+        A job that was refused, or broken off before it wrote anything, leaves room for another.
         Raises ConfigError for a directory with other files in it or with another
         job, naming what differs.
         """
         before = self._read("job.json")
-        if before is not None:
+        directory = self._files.get_file_info(arrow_fs.FileSelector(self._place))
+        bare = all(item.path.endswith("/" + _OWN) for item in directory)
+        if before is not None and (self._entries() or not bare):
             self._refuse_other(json.loads(before), json.loads(json.dumps(settings)))
             return self.done()
-        directory = self._files.get_file_info(arrow_fs.FileSelector(self._place))
-        if any(not item.path.endswith("/" + _OWN) for item in directory):
+        if not bare:
             raise ConfigError(f"output {self.output!r} is not empty; give a directory that is new or empty")
         self._files.create_dir(f"{self._place}/{_OWN}/done", recursive=True)
         self._write("job.json", json.dumps(settings, indent=1).encode())

@@ -9,30 +9,33 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.actor_process import settle_actor_process
+from cluster.actor_process import end_actor_process, settle_actor_process
 from cluster.shard_group import start_ranks
 from pooling.config import ModelSpec
 from pooling.engine import Engine
-from pooling.errors import InvalidRequest, NonFiniteResult
+from pooling.errors import EngineDead, InvalidRequest, NonFiniteResult
 from pooling.intake import Intake
 from pooling.request import PackedBatch, PooledOutput, PoolingRequest, Prompt
 
 Result = TypeVar("Result")
 Places = NDArray[np.int64]
 Reasons = dict[int, str]
+_LOST_S = 5.0
 
 
 class RowEngine:
     """Tokenises on the caller's thread, pools on one of its own; safe to call from several threads.
 
-    threads: of an engine on CPUs; None: as many as its actor has CPUs.
+    threads: of an engine on CPUs; None: as many as its actor has CPUs. When another
+    rank of a split model is gone, the actor ends too, as it would if it were the
+    one that is gone: whoever runs it starts another, and asks again.
     Raises StartupError of the fitting kind.
     """
 
     def __init__(self, intake: Intake, spec: ModelSpec, threads: int | None = None) -> None:
         settle_actor_process(threads)
         self._intake = intake
-        self._engine = Engine.load(spec, start_ranks())
+        self._engine, self._ranks = Engine.load(spec, start_ranks()), spec.tensor_parallel_size
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raypool-rows", daemon=True)
         self._thread.start()
@@ -70,7 +73,13 @@ class RowEngine:
         return self._intake.tokenize(replace(request, inputs=inputs))
 
     def _pool(self, batch: PackedBatch) -> PooledOutput:
-        return asyncio.run_coroutine_threadsafe(self._engine.pool(batch), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._engine.pool(batch), self._loop).result()
+        except EngineDead as error:
+            # What fails first is a sum over the ranks, or the word that one is gone.
+            if self._ranks > 1 and self._engine.lost.wait(_LOST_S):
+                end_actor_process(error.detail)
+            raise
 
 
 def _divide(

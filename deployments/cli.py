@@ -36,6 +36,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"raypool: {error.detail}", file=sys.stderr)
         return _MISTAKEN if isinstance(error, ConfigError | SourceError) else _FAILED
     except KeyboardInterrupt:
+        if arguments.run is commands.pool_files:
+            print("raypool: broken off; the same command goes on where this one stopped", file=sys.stderr)
         return _INTERRUPTED
     return 0
 

@@ -10,6 +10,7 @@ arrives meanwhile is still in it.
 import asyncio
 import itertools
 import logging
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class Engine:
         self.card: ModelCard = runner.card
         self.max_batch_tokens = runner.max_batch_tokens
         self.failure: str | None = None
+        self.lost = threading.Event()  # a part of the runner in another process is gone
         self._runner, self._step_timeout_s = runner, step_timeout_s
         self._batcher = Batcher(runner.max_batch_tokens)
         self._jobs: dict[int, _Job] = {}
@@ -333,6 +335,7 @@ class Engine:
 
     def lose(self, reason: str) -> None:
         """A part of the runner in another process is gone; may be called on any thread."""
+        self.lost.set()
         loop = self._loop
         if loop is not None and loop.is_running():
             loop.call_soon_threadsafe(self._fail, reason)

@@ -1,4 +1,4 @@
-"""PrepackedLinear: a linear layer whose bfloat16 weight lies as oneDNN's CPU kernels read it."""
+"""PrepackedLinear: a linear layer whose weight lies as oneDNN's CPU kernels read it."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from transformers.activations import GELUActivation
 
 
 class PrepackedLinear(nn.Module):
-    """x [..., in] bfloat16 -> [..., out], followed by an exact GELU if `gelu`.
+    """x [..., in] -> [..., out], followed by an exact GELU if `gelu`; in bfloat16 or float32.
 
     torch's own linear on CPU reorders the weight at every call and adds the
     bias and the activation in passes of their own; laid out once, with both
@@ -27,16 +27,18 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack(model: nn.Module, tokens: int) -> int:
-    """Replaces a CPU model's bfloat16 linear layers in place, for steps of about so many tokens; returns how many.
+    """Replaces a CPU model's linear layers in place, for steps of about so many tokens; returns how many.
 
-    Nothing is replaced where torch was built without oneDNN, or the CPU has no AVX-512, which these kernels are for.
+    Nothing is replaced where torch was built without oneDNN, and no bfloat16 layer where the CPU has no AVX-512, which
+    its kernels are for.
     """
-    if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not torch._C._has_mkldnn:
         return 0
+    packed = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
     replaced = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
+            if type(child) is nn.Linear and child.weight.dtype in packed:
                 setattr(module, name, PrepackedLinear(child, tokens, gelu=_takes_gelu(module, name)))
                 replaced += 1
     return replaced

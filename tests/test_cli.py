@@ -213,4 +213,5 @@ def test_embed_turns_a_file_into_a_directory(raypool: Run, checkpoint: Callable[
         "embed", "in.parquet", "--model", model, "--column", "body", "--output", "out", "--output-column", "v"
     )
     assert (same.returncode, same.stderr) == (0, "")
-    assert "3 rows, 1 without an answer (see the error column), 3 of them by an earlier run" in same.stdout
+    assert "3 rows, 1 without an answer (see the error column): " in same.stdout
+    assert "(done by an earlier run: 3 rows; by this one: none)" in same.stdout

@@ -13,6 +13,8 @@ from pooling.errors import ConfigError
 
 # Rows by which a file's columns and their types are known.
 _SAMPLE = 8_192
+# Characters that a reason quotes of a value.
+_SHOWN = 60
 
 
 def look(place: Place, texts: Sequence[str]) -> Look:
@@ -70,6 +72,10 @@ def _convert(lines: list[bytes], schema: pa.Schema, texts: Sequence[str]) -> tup
             faults[row] = f"the field {odd!r} is in none of the first {_SAMPLE} rows, so it has no column"
     columns = []
     for field in schema:
+        if field.name in texts:
+            for row, fields in enumerate(objects):
+                if field.name not in fields:
+                    faults.setdefault(row, f"the row has no field {field.name!r}")
         values = [fields.get(field.name) for fields in objects]
         if pa.types.is_string(field.type) and field.name not in texts:
             values = [v if v is None or isinstance(v, str) else orjson.dumps(v).decode() for v in values]
@@ -88,8 +94,17 @@ def _column(field: pa.Field, values: list[Any], faults: dict[int, str]) -> pa.Ar
             _array([value], field.type)
         except (pa.ArrowException, UnicodeEncodeError, OverflowError):
             values[row] = None
-            faults.setdefault(row, f"the field {field.name!r} holds {type(value).__name__}, not {field.type}")
+            faults.setdefault(row, f"the field {field.name!r} holds {_described(value)}, not {field.type}")
     return _array(values, field.type)
+
+
+def _described(value: Any) -> str:
+    """What a column of another type cannot hold, for its row to be found by: `int, 42`."""
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # half a character
+        return type(value).__name__
+    return f"{type(value).__name__} {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}"
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

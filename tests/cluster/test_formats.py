@@ -94,7 +94,7 @@ def test_bad_lines_of_json_are_faults_of_their_rows(tmp_path: Path) -> None:
     bad = [b"{", b"[1]", b'{"text": 5}', b'{"text": "\xff"}']
     part = only(tmp_path / "a.jsonl", good + b"\n\n".join(bad) + b"\n" + good)
     assert part.table.column("text").to_pylist() == ["a", None, None, None, None, "a"]
-    said = ["is no JSON", "JSON array, not an object", "'text' holds int, not string", "is no JSON"]
+    said = ["is no JSON", "JSON array, not an object", "'text' holds int 5, not string", "is no JSON"]
     assert sorted(part.faults) == [1, 2, 3, 4]
     for row, words in enumerate(said, 1):
         assert words in part.faults[row]

@@ -51,9 +51,22 @@ def test_a_finished_job_has_nothing_half_written_left(tmp_path: Path) -> None:
     ],
 )
 def test_another_job_is_refused_by_what_differs(tmp_path: Path, change: dict[str, object], said: str) -> None:
-    ledger(tmp_path / "out").open(JOB)
+    first = ledger(tmp_path / "out")
+    first.open(JOB)
+    first.enter(0, 0, 5, 0)
     with pytest.raises(ConfigError, match=said):
         ledger(tmp_path / "out").open({**JOB, **change})
+
+
+def test_a_job_that_wrote_nothing_leaves_room_for_another(tmp_path: Path) -> None:
+    ledger(tmp_path / "out").open(JOB)
+    other = {**JOB, "task": "score"}
+    ledger(tmp_path / "out").open(other)
+    one = ledger(tmp_path / "out")
+    one.open(other)
+    one.write("part.jsonl", b"{}")  # and was killed before it was entered
+    with pytest.raises(ConfigError, match="task was 'score', not 'embed'"):
+        ledger(tmp_path / "out").open(JOB)
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:

