@@ -30,10 +30,15 @@ class Raypool:
     def __init__(self, model: str, task: Any, dtype: Any) -> None:
         from pooling import LLM
 
-        self._llm = LLM(model, task=task, dtype=dtype)
+        self._llm = LLM(model, task="embed" if task == "images" else task, dtype=dtype)
 
     def embed(self, texts: list[str]) -> Any:
         return [output.outputs.embedding for output in self._llm.embed(texts, use_tqdm=False)]
+
+    def images(self, files: list[str]) -> Any:
+        from pooling import Image
+
+        return self.embed([Image.of(picture) for picture in _opened(files)])
 
     def score(self, groups: Groups) -> Any:
         outputs = self._llm.score(*_pairs(groups), use_tqdm=False)
@@ -47,12 +52,15 @@ class SentenceTransformers:
         import sentence_transformers
         import torch
 
-        kind = {"embed": "SentenceTransformer", "score": "CrossEncoder"}[task]
+        kind = "CrossEncoder" if task == "score" else "SentenceTransformer"
         options = {"device": "cpu", "model_kwargs": {"dtype": getattr(torch, dtype)}}
         self._model = getattr(sentence_transformers, kind)(model, **options)
 
     def embed(self, texts: list[str]) -> Any:
         return self._model.encode(texts, show_progress_bar=False)
+
+    def images(self, files: list[str]) -> Any:
+        return self._model.encode(_opened(files), show_progress_bar=False)
 
     def score(self, groups: Groups) -> Any:
         return self._model.predict(list(zip(*_pairs(groups), strict=True)), show_progress_bar=False)
@@ -72,6 +80,9 @@ class Infinity:
 
     def embed(self, texts: list[str]) -> Any:
         return self._loop.run_until_complete(self._engine.embed(sentences=texts))[0]
+
+    def images(self, files: list[str]) -> Any:
+        return self._loop.run_until_complete(self._engine.image_embed(images=_opened(files)))[0]
 
     def score(self, groups: Groups) -> Any:
         async def all_of_them() -> list[Any]:
@@ -144,6 +155,16 @@ class Worker:
             self._call([input])
             seconds.append(time.perf_counter() - start)
         return {"seconds": seconds}
+
+
+def _opened(files: list[str]) -> Any:
+    """Decoded, as every library is given them."""
+    from PIL import Image
+
+    pictures = [Image.open(file) for file in files]
+    for picture in pictures:
+        picture.load()
+    return pictures
 
 
 def _pairs(groups: Groups) -> tuple[list[str], list[str]]:

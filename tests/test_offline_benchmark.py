@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import images
 from benchmarks.gpu.shapes import tiny
 from benchmarks.http_grid import Grid, Load
 from benchmarks.http_grid import lines as grid_lines
@@ -20,7 +21,7 @@ from benchmarks.report import BEGIN, END, Report, put
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import ratio, shown, spread, table
 from benchmarks.workers import Worker, WorkerFailed
-from pooling import LLM
+from pooling import LLM, Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,6 +73,23 @@ def test_the_sets_have_the_stated_lengths_for_every_model(small: Callable[[str],
     means = [lengths.mean() for lengths in texts.lengths.values()]
     assert means == pytest.approx([54, 335, (54 + 335) / 2], rel=0.02)
     assert max(lengths.max() for lengths in texts.lengths.values()) <= 512
+
+
+def test_the_model_of_the_images_is_read_alike_by_sentence_transformers(tmp_path: Path) -> None:
+    from PIL import Image as Pictures
+    from sentence_transformers import SentenceTransformer
+    from transformers import CLIPConfig
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=small, vision_config=small | {"image_size": 224, "patch_size": 32})
+    directory, files = images.directory(tmp_path, config), images.pictures(tmp_path / "pictures")[:3]
+    with LLM(directory, dtype="float32") as llm:
+        given = [Image.of(Pictures.open(file)) for file in files]
+        ours = np.array([output.outputs.embedding for output in llm.embed([*given, "the cat"], use_tqdm=False)])
+    model = SentenceTransformer(str(directory), device="cpu")
+    theirs = np.concatenate([model.encode([Pictures.open(file) for file in files]), model.encode(["the cat"])])
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    assert np.abs(ours - theirs).max() < 1e-5
 
 
 # The workers
