@@ -201,7 +201,7 @@ def test_embed_turns_a_file_into_a_directory(raypool: Run, checkpoint: Callable[
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
-        r"3 rows, 1 without an answer \(see the error column\) in .* s, .* rows/s: .*/out\n", done.stdout
+        r"3 rows, 1 without an answer \(see the error column\): .*/out \(3 rows in .* s, .* rows/s\)\n", done.stdout
     )
     written = parquet.read_table(tmp_path / "out")
     assert written.column("id").to_pylist() == [1, 2, 3]

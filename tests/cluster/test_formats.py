@@ -106,7 +106,7 @@ def test_a_field_that_no_row_of_the_sample_has_is_a_fault(tmp_path: Path, monkey
         tmp_path / "a.jsonl", b'{"text": "a", "n": 1}\n{"text": "b"}\n{"text": "c", "m": 1}\n{"text":"d","n":2.5}'
     )
     assert "'m' is in none of the first 2 rows" in part.faults[2]
-    assert part.faults[3] == "the field 'n' holds float, not int64"
+    assert part.faults[3] == "the field 'n' holds float 2.5, not int64"
     assert part.table.column("n").to_pylist() == [1, None, None, None]
 
 
