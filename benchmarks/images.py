@@ -103,6 +103,8 @@ def compare(libraries: Sequence[str], model: Path, files: Sequence[Path], args: 
             except WorkerFailed as failure:
                 print(f"{name} is left out: {failure}", file=sys.stderr, flush=True)
                 workers.pop(name).end()
+        if "raypool" not in workers:
+            return
         for number in range(args.rounds):
             order = list(workers)
             for name in order[number % len(order) :] + order[: number % len(order)]:

@@ -16,12 +16,13 @@ from cluster.node import ray_node
 from cluster.output_formats import OUTPUT_FORMATS, OutputFormatName
 from cluster.row_task import RowTaskName, row_task
 from pooling.config import ModelSpec, Settings, check_gpus
-from pooling.errors import ConfigError, EngineFailure
+from pooling.errors import ConfigError, EngineFailure, StartupError
 from pooling.intake import Intake
 from pooling.loading.preflight import refuse_bad_source
 
 # What may differ between the runs of one job: where it reads and who does the work, not what is written.
 _FREE = {"input", "output", "concurrency", "num_cpus", "num_gpus"}
+_FREE_OF_SPEC = {"enforce_eager", "step_timeout_s"}
 _OUTPUT_COLUMNS: dict[RowTaskName, str] = {
     "embed": "embedding",
     "classify": "probs",
@@ -110,7 +111,7 @@ class PoolingJob(Settings):
 
     def identity(self, job_input: JobInput) -> dict[str, Any]:
         """What decides which rows are written, and what is in them."""
-        settings = self.model_dump(mode="json", exclude=_FREE)
+        settings = self.model_dump(mode="json", exclude={**dict.fromkeys(_FREE, True), "spec": _FREE_OF_SPEC})
         return {**settings, "input_format": job_input.format, "files": [list(file) for file in job_input.files]}
 
 
@@ -152,7 +153,11 @@ def run_job(job: PoolingJob) -> JobReport:
         if files := _unfinished(job, job_input, done):
             with ray_node():
                 start = time.monotonic()
-                _work(job, job_input, files, done.rows, ledger.output)
+                try:
+                    _work(job, job_input, files, done.rows, ledger.output)
+                except StartupError:
+                    ledger.withdraw()
+                    raise
         OUTPUT_FORMATS[job.output_format].finish(ledger)
         ledger.finish()
     seconds = time.monotonic() - start

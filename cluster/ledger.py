@@ -39,25 +39,30 @@ class Ledger:
     def __init__(self, output: str) -> None:
         self.output = output
         self._files, self._place = locate(output)
+        self._entered = False
 
     def open(self, settings: dict[str, Any]) -> Done:
         """Enters a new job in an empty directory, or finds what is done of the same one.
 
-        A job that was refused, or broken off before it wrote anything, leaves room for another.
         Raises ConfigError for a directory with other files in it or with another
         job, naming what differs.
         """
         before = self._read("job.json")
-        directory = self._files.get_file_info(arrow_fs.FileSelector(self._place))
-        bare = all(item.path.endswith("/" + _OWN) for item in directory)
-        if before is not None and (self._entries() or not bare):
+        if before is not None:
             self._refuse_other(json.loads(before), json.loads(json.dumps(settings)))
             return self.done()
-        if not bare:
+        directory = self._files.get_file_info(arrow_fs.FileSelector(self._place))
+        if any(not item.path.endswith("/" + _OWN) for item in directory):
             raise ConfigError(f"output {self.output!r} is not empty; give a directory that is new or empty")
         self._files.create_dir(f"{self._place}/{_OWN}/done", recursive=True)
         self._write("job.json", json.dumps(settings, indent=1).encode())
+        self._entered = True
         return Done()
+
+    def withdraw(self) -> None:
+        """Takes back a job that this object entered, if it was refused before it wrote anything."""
+        if self._entered and not self._entries():
+            self._files.delete_file(f"{self._place}/{_OWN}/job.json")
 
     def write(self, name: str, content: Any) -> None:
         """A file of the directory, whole or not at all."""

@@ -26,9 +26,9 @@ _LOST_S = 5.0
 class RowEngine:
     """Tokenises on the caller's thread, pools on one of its own; safe to call from several threads.
 
-    threads: of an engine on CPUs; None: as many as its actor has CPUs. When another
-    rank of a split model is gone, the actor ends too, as it would if it were the
-    one that is gone: whoever runs it starts another, and asks again.
+    threads: of an engine on CPUs; None: as many as its actor has CPUs. When the
+    process of another rank has ended, the actor ends too, as if it had been that
+    one's turn: whoever runs it starts another, and asks again.
     Raises StartupError of the fitting kind.
     """
 

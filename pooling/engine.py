@@ -34,11 +34,12 @@ from pooling.parallel.local import start_local
 from pooling.request import PackedBatch, PooledOutput, Rows, Timing
 from pooling.runner import LocalRunner
 from pooling.step_sizes import StepSizes
+from pooling.step_times import StepTimes
 
 log = logging.getLogger("raypool")
 
 _AHEAD = 2  # steps under way
-# How fast the running averages of step times follow a change: about the last 8 steps count.
+# How fast the running average of preparing a step follows a change: about the last 8 steps count.
 _FOLLOW = 0.125
 # What the loop may lose to other work between a timer's due time and its call.
 _SLACK_S = 0.001
@@ -96,7 +97,7 @@ class Engine:
         self.card: ModelCard = runner.card
         self.max_batch_tokens = runner.max_batch_tokens
         self.failure: str | None = None
-        self.lost = threading.Event()  # a part of the runner in another process is gone
+        self.lost = threading.Event()  # the process of a part of the runner has ended
         self._runner, self._step_timeout_s = runner, step_timeout_s
         self._batcher = Batcher(runner.max_batch_tokens)
         self._jobs: dict[int, _Job] = {}
@@ -106,7 +107,8 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._free_at = 0.0  # when the device should be done with what it has
-        self._token_s, self._step_s, self._prepare_s = 0.0, 0.0, 0.0
+        self._times = StepTimes()
+        self._step_s, self._prepare_s = 0.0, 0.0
         self._done_steps = self._done_inputs = self._done_tokens = 0
         self._busy_s = 0.0
         self.step_inputs, self.step_tokens = StepSizes(), StepSizes()
@@ -273,8 +275,9 @@ class Engine:
             return
         now = time.monotonic()
         self._prepare_s += _FOLLOW * (now - start - self._prepare_s)
-        self._free_at = max(self._free_at, now) + tokens * self._token_s
-        shared = len(parts) == 1 and tokens * self._token_s > _SHARED_S
+        expected_s = self._times.expect(tokens)
+        self._free_at = max(self._free_at, now) + expected_s
+        shared = len(parts) == 1 and expected_s > _SHARED_S
         self._device.run(number, parts, shared, self._loop, self._finished)
 
     def _in_lanes(self, shares: list[Share]) -> list[list[Share]]:
@@ -307,10 +310,9 @@ class Engine:
 
     def _learn(self, step: _Step, report: StepReport) -> None:
         """How long the next steps should take, and when the device should be done with those that it has."""
-        follow = _FOLLOW if self._token_s else 1.0
-        self._token_s += follow * (report.seconds / step.tokens - self._token_s)
+        self._times.learn(step.tokens, report.seconds)
         self._step_s = report.seconds
-        self._free_at = time.monotonic() + sum(other.tokens for other in self._steps.values()) * self._token_s
+        self._free_at = time.monotonic() + sum(self._times.expect(other.tokens) for other in self._steps.values())
 
     def _hand_out(self, step: _Step, report: StepReport) -> None:
         for key in {share.key for share in step.shares} & self._jobs.keys():
@@ -333,9 +335,10 @@ class Engine:
     def _hung(self) -> None:
         self._fail(f"a forward pass did not end within {self._step_timeout_s:g} s")
 
-    def lose(self, reason: str) -> None:
-        """A part of the runner in another process is gone; may be called on any thread."""
-        self.lost.set()
+    def lose(self, reason: str, ended: bool) -> None:
+        """A part of the runner in another process is gone, as in Runner.watch(); may be called on any thread."""
+        if ended:
+            self.lost.set()
         loop = self._loop
         if loop is not None and loop.is_running():
             loop.call_soon_threadsafe(self._fail, reason)
@@ -359,11 +362,11 @@ class Engine:
             self.on_failure()
 
 
-def _tell(engine: "weakref.ref[Engine]", reason: str) -> None:
+def _tell(engine: "weakref.ref[Engine]", reason: str, ended: bool) -> None:
     """Whoever watches an engine's ranks must not keep it."""
     alive = engine()
     if alive is not None:
-        alive.lose(reason)
+        alive.lose(reason, ended)
 
 
 def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:

@@ -17,6 +17,7 @@ from pooling.attention import NAME, Packing, bind
 from pooling.errors import CheckpointError
 from pooling.graphs import CudaRecorder, Graphs, Record
 from pooling.heads import Head
+from pooling.loading.card import ModelCard
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
@@ -112,7 +113,7 @@ def choose_forward(
 def _record(packed: "PackedForward", description: Description, max_batch_tokens: int) -> None:
     card = description.card
     try:
-        packed.record(CudaRecorder(), max_batch_tokens, card.max_model_len)
+        packed.record(CudaRecorder(), max_batch_tokens, card)
     except Exception as error:  # of torch: something in the model waits for the device
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         log.warning("%s: running without CUDA graphs, which is slower for small steps: %s", card.name, reason)
@@ -128,7 +129,7 @@ def load_packed(
     """A model that packs, or this rank's share of it, not proven yet; beside it its heads, by name."""
     loaded = load_model(Checkpoint(description.backbone), description, NAME, dtype, device, shard)
     counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
-    tune(loaded.backbone, device, dtype, max_batch_tokens)
+    tune(loaded.backbone, device, dtype, max_batch_tokens, shard is not None)
     return PackedForward(loaded.backbone, device, counted_from), loaded.heads
 
 
@@ -172,13 +173,13 @@ class PackedForward:
         self.model, self._device, self._counted_from = model, device, counted_from
         self._slot = bind(model)
         self._keywords = _keywords(model)
-        parameters = inspect.signature(model.forward).parameters
-        self._takes_positions, self._takes_types = "position_ids" in parameters, "token_type_ids" in parameters
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.graphs: Graphs | None = None
 
-    def record(self, record: Record, max_tokens: int, max_length: int) -> None:
+    def record(self, record: Record, max_tokens: int, card: ModelCard) -> None:
         """Steps of up to max_tokens are replayed from now on. Raises what recording raises."""
-        self.graphs = Graphs.record(self._run, record, self._device, max_tokens, max_length, self._takes_types)
+        limits = (max_tokens, card.max_model_len, card.token_types)
+        self.graphs = Graphs.record(self._run, record, self._device, *limits)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)

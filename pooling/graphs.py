@@ -1,7 +1,8 @@
 """Graphs: steps on a GPU, recorded once and replayed, so that a host slower than a small step does not hold it up."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -14,9 +15,10 @@ log = logging.getLogger("raypool")
 
 # Tokens of a recorded step; one that has fewer is computed as if it had so many, a third more at most.
 _TOKENS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1_024, 1_536, 2_048, 3_072, 4_096, 6_144, 8_192, 12_288, 16_384)
-# The attention kernel starts work for every input of a recorded step and every stretch of its longest, there or not.
+# The attention kernel starts work for every input of a recorded step and every stretch of its longest, there or not;
+# so there is room for inputs of 8 tokens on average, 32 in the largest.
 _LONGEST = 512
-_LEAST_INPUTS, _TOKENS_PER_INPUT = 64, 32
+_LEAST_INPUTS, _MOST_INPUTS, _TOKENS_PER_INPUT = 64, 512, 8
 
 
 class Run(Protocol):
@@ -69,7 +71,8 @@ class Graphs:
         cls, run: Run, record: Record, device: torch.device, max_tokens: int, max_length: int, types: bool
     ) -> Self:
         """For steps of up to max_tokens. types: whether the model is given types. Raises what recording raises."""
-        sizes = [*(size for size in _TOKENS if size < max_tokens), min(max_tokens, _TOKENS[-1])]
+        largest = min(max_tokens, _TOKENS[-1])
+        sizes = [*(size for size in _TOKENS if size < largest), largest]
         with torch.inference_mode():
             # The largest first: the others find room in what it leaves.
             graphs = [_recorded(run, record, device, size, max_length, types) for size in reversed(sizes)]
@@ -82,8 +85,9 @@ class Graphs:
     def run(self, ids: Tensor, positions: Tensor, types: Tensor | None, packing: Packing, inputs: int) -> Tensor | None:
         """-> hidden [tokens, dim], which the next step overwrites; None for a step that none has room for."""
         tokens = ids.shape[1]
-        graph = next((one for one in self._graphs if one.tokens >= tokens and one.inputs >= inputs), None)
-        if graph is None or packing.max_length > graph.longest or packing.cu_seqlens is None:
+        # A larger one than need be would cost more than it saves.
+        graph = next((one for one in self._graphs if one.tokens >= tokens), None)
+        if graph is None or inputs > graph.inputs or packing.max_length > graph.longest or packing.cu_seqlens is None:
             return None
         if any(group.keys != group.length for group in packing.groups):
             return None  # such inputs are computed again one group at a time
@@ -100,7 +104,7 @@ class Graphs:
 
 def _recorded(run: Run, record: Record, device: torch.device, tokens: int, max_length: int, types: bool) -> _Graph:
     longest = min(tokens, max_length, _LONGEST)
-    inputs = max(min(tokens, _LEAST_INPUTS), tokens // _TOKENS_PER_INPUT)
+    inputs = min(tokens, max(_LEAST_INPUTS, min(_MOST_INPUTS, tokens // _TOKENS_PER_INPUT)))
     ids, positions = (torch.zeros(1, tokens, dtype=torch.int64, device=device) for _ in range(2))
     given = torch.zeros_like(ids) if types else None
     cu_seqlens = torch.arange(inputs + 1, dtype=torch.int32, device=device).clamp_(max=tokens)
@@ -114,14 +118,32 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Raises RuntimeError if the function waits for the device, before anything of it is recorded."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             function()  # what libraries allocate or choose on first use must not be recorded
-        torch.cuda.current_stream().wait_stream(stream)
+            with _no_waiting():  # found while recording, it would leave the allocator in the middle of that
+                function()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            hidden = function()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                hidden = function()
+        finally:
+            torch.cuda.set_stream(current)  # which torch leaves out where recording fails
+        current.wait_stream(self._stream)
         return graph.replay, hidden
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """What makes the host wait for the device raises RuntimeError, in all of this process."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -35,12 +35,21 @@ def prepack(model: nn.Module, tokens: int) -> int:
     if not torch._C._has_mkldnn:
         return 0
     packed = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
+    # By name: who holds the layers themselves keeps what they had until the last one is replaced.
+    found = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) is nn.Linear and module.weight.dtype in packed
+    ]
     replaced = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype in packed:
-                setattr(module, name, PrepackedLinear(child, tokens, gelu=_takes_gelu(module, name)))
-                replaced += 1
+    for name in found:
+        place, _, leaf = name.rpartition(".")
+        parent = model.get_submodule(place)
+        layer = getattr(parent, leaf)
+        if type(layer) is nn.Linear:  # else replaced already, under another name
+            setattr(parent, leaf, PrepackedLinear(layer, tokens, gelu=_takes_gelu(parent, leaf)))
+            replaced += 1
+        del layer
     return replaced
 
 

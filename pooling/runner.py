@@ -65,8 +65,11 @@ class Runner(Protocol):
 
     def describe(self) -> dict[str, str]: ...
 
-    def watch(self, listener: Callable[[str], None]) -> None:
-        """listener(reason) is called, on any thread, when a part of the runner in another process is gone."""
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
+        """listener(reason, ended) is called, on any thread, when a part of the runner in another process is gone.
+
+        ended: because its process has, not because of what it raised.
+        """
         ...
 
     def close(self) -> None: ...
@@ -172,7 +175,7 @@ class LocalRunner:
         graphs = self._forward.graphs if isinstance(self._forward, PackedForward) else None
         return "" if graphs is None else f"up to {graphs.max_tokens} tokens"
 
-    def watch(self, listener: Callable[[str], None]) -> None:
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
         if self._group is not None:
             self._group.watch(listener)
 

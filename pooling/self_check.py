@@ -65,4 +65,5 @@ def draw_ids(draw: np.random.Generator, size: int, description: Description) -> 
 
 def _run(forward: "Forward", *inputs: NDArray[np.int32]) -> Tensor:
     lengths = np.array([len(ids) for ids in inputs], np.int32)
-    return forward(forward.prepare(np.concatenate(inputs), lengths))
+    # A copy: a step that is replayed overwrites the answer of the one before.
+    return forward(forward.prepare(np.concatenate(inputs), lengths)).clone()

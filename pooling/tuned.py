@@ -77,12 +77,16 @@ class FusedRMSNorm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
-def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int) -> None:
-    """Changes a model in place, for steps of about so many tokens; what does not fit a pattern stays as it is."""
+def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int, split: bool = False) -> None:
+    """Changes a model in place, for steps of about so many tokens; what does not fit a pattern stays as it is.
+
+    split: it is one rank's share of a model.
+    """
     if device.type == "cuda":
         # On a CPU one product of 1,152 columns is no faster than three of 384, and attention then reads with gaps.
         merge(model)
-    else:
+    elif dtype == torch.bfloat16 or not split:
+        # In float32 it is for single texts, a tenth faster; a rank that has just room for its share is better without.
         prepack(model, tokens)
     if device.type == "cuda" or dtype == torch.float32:
         # A CPU's bfloat16 norm is faster in the five operations of transformers.

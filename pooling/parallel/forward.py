@@ -78,7 +78,7 @@ class GroupForward:
         """Raises EngineFailure if the group is over. Asked when a step has ended, before its answers are handed on."""
         self._group.confirm()
 
-    def watch(self, listener: Callable[[str], None]) -> None:
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
         self._group.watch(listener)
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ def load_group(
         group = Group(order, start)
         group.meet()  # not before: a rank that has failed would be waited for in vain
         collective = Collective(group.meeting_file, 0, size, device, order.timeout_s)
-        group.watch(lambda _: collective.abort())
+        group.watch(lambda *_: collective.abort())
         own, heads = load_share(description, dtype, device, max_batch_tokens, Shard(0, size, collective.add_up))
         group.wait_for(Stage.LOADED)
         forward = GroupForward(own, group, before)

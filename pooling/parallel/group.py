@@ -74,8 +74,8 @@ class Group:
         self.failure: str | None = None
         self._error: PoolingError | None = None
         self._changed = threading.Condition()
-        self._listeners: list[Callable[[str], None]] = []
-        self._stopping = False
+        self._listeners: list[Callable[[str, bool], None]] = []
+        self._stopping = self._ended = False
         self._next = 0
         self._place = Path(tempfile.mkdtemp(prefix="raypool-"))
         self._links: dict[int, Link] = {}
@@ -135,14 +135,17 @@ class Group:
         if self.failure is not None:
             raise EngineFailure(self.failure)
 
-    def watch(self, listener: Callable[[str], None]) -> None:
-        """listener(failure) is called, on a thread of the group's, when the group is over before stop()."""
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
+        """listener(failure, ended) is called, on a thread of the group's, when the group is over before stop().
+
+        ended: because a rank's process has, not because of what it raised.
+        """
         with self._changed:
-            failure = self.failure
+            failure, ended = self.failure, self._ended
             if failure is None:
                 self._listeners.append(listener)
         if failure is not None:
-            listener(failure)
+            listener(failure, ended)
 
     def stop(self) -> None:
         """Ends the group in good order: ranks that are idle leave by themselves, others are ended."""
@@ -186,7 +189,7 @@ class Group:
             try:
                 say(link)
             except OSError:
-                self._lose(f"rank {rank} has ended")
+                self._lose(f"rank {rank} has ended", ended=True)
                 raise EngineFailure(self.failure or "a rank has ended") from None
 
     def _watch(self) -> None:
@@ -212,7 +215,7 @@ class Group:
             kind, payload = link.receive()
         except (EOFError, OSError):
             if not self._stopping:
-                self._lose(f"rank {rank} has ended")
+                self._lose(f"rank {rank} has ended", ended=True)
             return False
         if kind == Kind.FAILED:
             name, detail = json.loads(payload)
@@ -227,11 +230,12 @@ class Group:
             self._changed.notify_all()
         return kind != Kind.BYE
 
-    def _lose(self, failure: str, logged: str = "") -> None:
+    def _lose(self, failure: str, logged: str = "", ended: bool = False) -> None:
         """failure reaches clients; logged is beside it in the log alone."""
         with self._changed:
             if self.failure is not None or self._stopping:
                 return
+            self._ended = ended
             self.failure = failure  # before the listeners, of which one ends the sums: see confirm()
             listeners, self._listeners = self._listeners, []
             self._changed.notify_all()
@@ -239,7 +243,7 @@ class Group:
         self._hang_up()
         for listener in listeners:
             try:
-                listener(failure)
+                listener(failure, ended)
             except Exception:  # the others must hear of it all the same
                 log.exception("tensor parallel: one that watches the group has failed")
         self._give_up()

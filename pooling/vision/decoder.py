@@ -221,5 +221,5 @@ def load_decoder(
     assert vision is not None
     attention = NAME if packed else "sdpa"
     loaded = load_model(Checkpoint(description.backbone), description, attention, dtype, device, shard)
-    tune(loaded.backbone, device, dtype, max_batch_tokens)
+    tune(loaded.backbone, device, dtype, max_batch_tokens, shard is not None)
     return DecoderForward(loaded.backbone, device, vision, packed, shard), loaded.heads

@@ -58,13 +58,15 @@ def test_another_job_is_refused_by_what_differs(tmp_path: Path, change: dict[str
         ledger(tmp_path / "out").open({**JOB, **change})
 
 
-def test_a_job_that_wrote_nothing_leaves_room_for_another(tmp_path: Path) -> None:
-    ledger(tmp_path / "out").open(JOB)
+def test_a_job_that_was_refused_leaves_room_for_another(tmp_path: Path) -> None:
+    first = ledger(tmp_path / "out")
+    first.open(JOB)
+    first.withdraw()
     other = {**JOB, "task": "score"}
     ledger(tmp_path / "out").open(other)
-    one = ledger(tmp_path / "out")
-    one.open(other)
-    one.write("part.jsonl", b"{}")  # and was killed before it was entered
+    again = ledger(tmp_path / "out")
+    again.open(other)
+    again.withdraw()  # not the one that entered it
     with pytest.raises(ConfigError, match="task was 'score', not 'embed'"):
         ledger(tmp_path / "out").open(JOB)
 

@@ -58,7 +58,7 @@ class EchoRunner:
     def describe(self) -> dict[str, str]:
         return {}
 
-    def watch(self, listener: Callable[[str], None]) -> None:
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
         self.listener = listener
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ async def test_a_step_is_closed_late_and_so_holds_what_arrived_while_the_one_bef
     runner = EchoRunner()
     engine = engine_of(runner)
     await engine.pool(batch([1]))
-    engine._token_s = 10.0  # the running step is expected to take long
+    engine._times.learn(1, 10.0)  # the running step is expected to take long
     runner.gate.clear()
     calls = [asyncio.create_task(engine.pool(batch([n]))) for n in range(10) if not await asyncio.sleep(0)]
     await until(lambda: len(engine._batcher) == 9)
@@ -321,7 +321,7 @@ async def test_a_process_of_the_runner_that_is_gone_fails_all_who_wait_at_once()
     runner.gate.clear()
     call = asyncio.create_task(engine.pool(batch([1])))
     await asyncio.sleep(0.01)
-    threading.Thread(target=runner.listener, args=("rank 1 has ended",)).start()
+    threading.Thread(target=runner.listener, args=("rank 1 has ended", True)).start()
     with pytest.raises(EngineDead, match="the engine has stopped: rank 1 has ended"):
         await asyncio.wait_for(call, 5)
     assert told.is_set()
@@ -334,7 +334,7 @@ async def test_a_process_of_the_runner_that_is_gone_fails_all_who_wait_at_once()
 def test_a_process_that_is_gone_before_anyone_asked_is_heard_of_too() -> None:
     runner = EchoRunner()
     engine = engine_of(runner)
-    runner.listener("rank 1 has ended")
+    runner.listener("rank 1 has ended", True)
     with pytest.raises(EngineDead, match="rank 1 has ended"):
         asyncio.run(engine.pool(batch([1])))
     engine.close()

@@ -5,6 +5,7 @@ attention knows the inputs from cu_seqlens alone, and what lies behind the last 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from pooling.attention import Packing
 from pooling.config import ModelSpec
 from pooling.forward import PackedForward
 from pooling.graphs import Graphs
+from pooling.loading.describe import describe
 from pooling.request import PackedBatch
 from pooling.runner import LocalRunner
+from pooling.self_check import check
 
 MOST = 200
 
@@ -49,7 +52,7 @@ def recorded(source: Path) -> tuple[LocalRunner, PackedForward, Graphs]:
     runner = LocalRunner(ModelSpec(source=str(source), device="cpu", dtype="float32"))
     forward = runner._forward
     assert isinstance(forward, PackedForward)
-    forward.record(play, MOST, 120)
+    forward.record(play, MOST, replace(runner.card, max_model_len=120))
     assert forward.graphs is not None
     return runner, forward, forward.graphs
 
@@ -63,6 +66,15 @@ def drawn(runner: LocalRunner, lengths: list[int], seed: int, pairs: bool) -> Pa
 
 def rows(runner: LocalRunner, batch: PackedBatch) -> np.ndarray:
     return runner.launch(runner.prepare([batch])).wait()[0].data
+
+
+# GPT-2 takes token types too, and adds a token's vector for each.
+@pytest.mark.parametrize("family", ["bert", "xlmr", "qwen3", "gpt2"])
+def test_recorded_steps_prove_themselves_at_the_start(checkpoint: Callable[[str], Path], family: str) -> None:
+    source = checkpoint(family)
+    _, forward, graphs = recorded(source)
+    assert check(forward, describe(ModelSpec(source=str(source))), torch.float32) is None
+    assert graphs.replayed == 3
 
 
 # Token types; positions behind the padding id; rotary positions and causal attention.

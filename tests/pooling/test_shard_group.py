@@ -113,7 +113,7 @@ def test_a_step_that_ran_while_a_rank_died_has_no_answers() -> None:
     pending = runner.launch(runner.prepare([Intake.load(ModelSpec(**spec)).tokenize(PoolingRequest(["a"]))]))
     assert len(pending.wait()) == 1
     heard: list[str] = []
-    runner.watch(heard.append)
+    runner.watch(lambda failure, _: heard.append(failure))
     os.kill(started[0].pids[0], signal.SIGKILL)
     wait_until(lambda: bool(heard))
     with pytest.raises(EngineFailure, match="rank 1 has ended"):
@@ -125,12 +125,12 @@ def test_a_listener_that_fails_keeps_no_other_from_hearing(split: tuple[LLM, int
     llm, other = split
     heard: list[str] = []
 
-    def fail(failure: str) -> None:
+    def fail(failure: str, _: bool) -> None:
         raise RuntimeError(failure)
 
     runner = llm._offline._engine._runner
     runner.watch(fail)
-    runner.watch(heard.append)
+    runner.watch(lambda failure, _: heard.append(failure))
     os.kill(other, signal.SIGKILL)
     wait_until(lambda: heard == ["rank 1 has ended"])
 
