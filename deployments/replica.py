@@ -94,7 +94,7 @@ def _load(spec: ModelSpec, threads: int) -> "Engine":
         "%s: %d CPU threads%s", spec.served_name, threads, " over all ranks" if spec.tensor_parallel_size > 1 else ""
     )
     if spec.tensor_parallel_size == 1:
-        return Engine.load(spec)
+        return Engine.load(spec, yields=True)
     from cluster.shard_group import start_in_placement_group
 
-    return Engine.load(spec, start_in_placement_group())
+    return Engine.load(spec, start_in_placement_group(), yields=True)

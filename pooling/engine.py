@@ -26,8 +26,9 @@ from pooling.device_thread import DeviceThread, StepReport
 from pooling.distinct import distinct
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
 from pooling.judge import check_batch
-from pooling.lanes import divide
+from pooling.lanes import divide, yield_to_others
 from pooling.loading.card import ModelCard
+from pooling.loading.dtype import choose_device
 from pooling.long_text import Chunked, chunk
 from pooling.parallel.group import StartRanks
 from pooling.parallel.local import start_local
@@ -119,14 +120,21 @@ class Engine:
         runner.watch(partial(_tell, weakref.ref(self)))
 
     @classmethod
-    def load(cls, spec: ModelSpec, start_ranks: StartRanks = start_local) -> Self:
+    def load(cls, spec: ModelSpec, start_ranks: StartRanks = start_local, yields: bool = False) -> Self:
         """Reads the model and proves its forward pass. Raises StartupError of the fitting kind.
 
-        start_ranks: how the other ranks are started of a model that is split over several.
+        start_ranks: how the other ranks are started of a model that is split over several. yields: on CPUs, threads that
+        compute give way to all others of the machine.
         """
         start = time.monotonic()
+
+        def build() -> LocalRunner:
+            if yields and choose_device(spec.device).type == "cpu":
+                yield_to_others()
+            return LocalRunner(spec, start_ranks)
+
         try:
-            device = DeviceThread(lambda: LocalRunner(spec, start_ranks))
+            device = DeviceThread(build)
         except PoolingError:
             raise
         except Exception as error:  # of transformers or torch, for a configuration that describes no model

@@ -1,5 +1,6 @@
 """Lanes: the parts of a step on a CPU, each run by one core for itself."""
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +20,15 @@ _QUADRATIC_TOKENS = 2_048
 
 # torch's number of threads is the whole process's; while lanes start, it is theirs.
 _SETTING = threading.Lock()
+
+
+def yield_to_others() -> None:
+    """This thread, and those that it starts, compute when nobody else wants to.
+
+    For an engine beside routers and proxies on the same cores: what these do takes microseconds, and a hop that waits for
+    a core until a slice of computing has passed takes milliseconds.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def count_lanes() -> int:

