@@ -123,8 +123,8 @@ class Engine:
     def load(cls, spec: ModelSpec, start_ranks: StartRanks = start_local, yields: bool = False) -> Self:
         """Reads the model and proves its forward pass. Raises StartupError of the fitting kind.
 
-        start_ranks: how the other ranks are started of a model that is split over several. yields: on CPUs, threads that
-        compute give way to all others of the machine.
+        start_ranks: how the other ranks are started of a model that is split over several. yields: on CPUs, the
+        threads that compute give way to all others of the machine.
         """
         start = time.monotonic()
 

@@ -25,8 +25,9 @@ _SETTING = threading.Lock()
 def yield_to_others() -> None:
     """This thread, and those that it starts, compute when nobody else wants to.
 
-    For an engine beside routers and proxies on the same cores: what these do takes microseconds, and a hop that waits for
-    a core until a slice of computing has passed takes milliseconds.
+    For an engine beside routers and proxies on the same cores: what these do takes
+    microseconds, and a hop that waits for a core until a slice of computing has
+    passed takes milliseconds.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
