@@ -44,6 +44,8 @@ _AHEAD = 2  # steps under way
 _FOLLOW = 0.125
 # What the loop may lose to other work between a timer's due time and its call.
 _SLACK_S = 0.001
+# What a step may take before it is made smaller, as far as that costs no speed: whoever comes next waits for it.
+_STEP_S = 0.1
 # Where a step has parts, by how much of its time the first may end before the last.
 _EARLY_LANE = 0.15
 # What takes no longer is not worth sharing among cores, which wait for each other some hundred times a pass.
@@ -264,6 +266,9 @@ class Engine:
     def _start_step(self) -> None:
         assert self._loop is not None
         start = time.monotonic()
+        self._batcher.budget = self._times.tokens_within(
+            _STEP_S, self._runner.least_batch_tokens, self.max_batch_tokens
+        )
         groups = self._in_lanes(self._batcher.take())
         shares = tuple(share for group in groups for share in group)
         tokens = sum(share.tokens for share in shares)

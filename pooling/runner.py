@@ -32,6 +32,8 @@ from pooling.vision.choose import choose_vision_forward
 _CPU_STEP_TOKENS = 1_024
 # As many for each of more cores: the step takes no longer.
 _CPU_LANE_TOKENS = 512
+# Of a core's part of a step: 540 tokens run at the same rate, 128 at nine tenths of it.
+_LEAST_LANE_TOKENS = 256
 # Enough to fill a Hopper GPU with a base-size encoder; vLLM's default there is the same.
 _CUDA_STEP_TOKENS = 16_384
 
@@ -51,12 +53,13 @@ class Pending(Protocol):
 class Runner(Protocol):
     """Runs steps: `prepare` on the host while another step runs, `launch` on the device, one step at a time.
 
-    lanes: into how many parts a step may be divided, each prepared alone and launched on a thread of its own at the
-    same time as the others.
+    least_batch_tokens: steps with fewer are slower in all. lanes: into how many parts a step may be divided, each
+    prepared alone and launched on a thread of its own at the same time as the others.
     """
 
     card: ModelCard
     max_batch_tokens: int
+    least_batch_tokens: int
     lanes: int
 
     def prepare(self, parts: Sequence[PackedBatch]) -> "Prepared": ...
@@ -132,6 +135,10 @@ class LocalRunner:
         self.lanes = count_lanes() if self.device.type == "cpu" and self._ranks == 1 else 1
         default = min(max(_CPU_STEP_TOKENS, self.lanes * _CPU_LANE_TOKENS), _CUDA_STEP_TOKENS)
         self.max_batch_tokens = spec.max_batch_tokens or (_CUDA_STEP_TOKENS if self.device.type == "cuda" else default)
+        smaller = self.device.type == "cpu" and self._ranks == 1 and spec.max_batch_tokens is None
+        self.least_batch_tokens = (
+            min(self.lanes * _LEAST_LANE_TOKENS, self.max_batch_tokens) if smaller else self.max_batch_tokens
+        )
         self._group: GroupForward | None = None
         self._forward: Forward
         how = (description, self.dtype, self.device, self.max_batch_tokens)

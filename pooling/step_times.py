@@ -30,6 +30,15 @@ class StepTimes:
         constant, each = self._fit()
         return constant + each * tokens
 
+    def tokens_within(self, seconds: float, least: int, most: int) -> int:
+        """Tokens of a step that takes no longer, from `least` to `most`; `most` before the first step has ended."""
+        if not self._weight:
+            return most
+        constant, each = self._fit()
+        if constant + each * most <= seconds:
+            return most
+        return max(least, int((seconds - constant) / each)) if each > 0 else least
+
     def _fit(self) -> tuple[float, float]:
         mean, mean_s = self._x / self._weight, self._y / self._weight
         variance = self._xx / self._weight - mean * mean

@@ -49,6 +49,7 @@ class EchoRunner:
 
     def __init__(self, max_batch_tokens: int = 64, lanes: int = 1) -> None:
         self.max_batch_tokens, self.lanes = max_batch_tokens, lanes
+        self.least_batch_tokens = max_batch_tokens
         self.gate = threading.Event()
         self.gate.set()
         self.fault: BaseException | None = None
@@ -151,6 +152,19 @@ async def test_a_step_is_closed_late_and_so_holds_what_arrived_while_the_one_bef
     runner.gate.set()
     await asyncio.gather(*calls)
     assert [sum(len(part) for part in step) for step in runner.steps] == [1, 1, 9]
+    engine.close()
+
+
+async def test_steps_that_take_long_are_made_smaller_down_to_what_costs_no_speed() -> None:
+    runner = EchoRunner()
+    runner.least_batch_tokens = 16
+    engine = engine_of(runner)
+    for seconds, expected in ((0.01, 64), (0.2, 32), (5.0, 16)):
+        for _ in range(50):
+            engine._times.learn(64, seconds)
+        runner.steps.clear()
+        await engine.pool(batch(*BULK[:8]))
+        assert runner.steps[0][0].tokens == expected
     engine.close()
 
 

@@ -38,6 +38,16 @@ def test_steps_that_take_as_long_whatever_their_size_say_so_of_larger_ones() -> 
         assert times.expect(200) < 0.01
 
 
+def test_tokens_within_a_time_are_what_is_expected_to_take_it() -> None:
+    times = taught(*((size, 0.02 + size * 1e-4) for size in (16, 1_024, 1_000, 30, 512)))
+    assert times.tokens_within(0.1, 16, 5_000) == pytest.approx(800, abs=1)
+    assert times.tokens_within(0.1, 900, 5_000) == 900
+    assert times.tokens_within(0.1, 16, 500) == 500
+    assert times.tokens_within(0.01, 16, 500) == 16  # less than a step costs by itself
+    assert StepTimes().tokens_within(0.1, 16, 500) == 500
+    assert taught((10, 0.4), (1_000, 0.2)).tokens_within(0.1, 16, 500) == 16  # larger ones take no longer
+
+
 def test_a_change_is_followed_within_some_steps() -> None:
     times = taught(*[(1_000, 0.1)] * 50, *[(1_000, 0.3)] * 16)
     assert times.expect(1_000) == pytest.approx(0.3, rel=0.1)
