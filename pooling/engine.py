@@ -44,7 +44,7 @@ _AHEAD = 2  # steps under way
 _FOLLOW = 0.125
 # What the loop may lose to other work between a timer's due time and its call.
 _SLACK_S = 0.001
-# What a step may take before it is made smaller, as far as that costs no speed: whoever comes next waits for it.
+# What a step may take before it is made smaller, as far as that costs little speed: whoever comes next waits for it.
 _STEP_S = 0.1
 # Where a step has parts, by how much of its time the first may end before the last.
 _EARLY_LANE = 0.15

@@ -32,7 +32,7 @@ from pooling.vision.choose import choose_vision_forward
 _CPU_STEP_TOKENS = 1_024
 # As many for each of more cores: the step takes no longer.
 _CPU_LANE_TOKENS = 512
-# Of a core's part of a step: 540 tokens run at the same rate, 128 at nine tenths of it.
+# Of a core's part of a step: it runs at the rate of one twice as large, one of half the size a fifth slower.
 _LEAST_LANE_TOKENS = 256
 # Enough to fill a Hopper GPU with a base-size encoder; vLLM's default there is the same.
 _CUDA_STEP_TOKENS = 16_384
