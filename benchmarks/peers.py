@@ -110,13 +110,13 @@ PEERS = {
         Peer(
             "infinity",
             "infinity-emb",
-            ("torch==2.13.0", "infinity-emb[torch,server]==0.0.78"),
+            ("torch==2.13.0", "infinity-emb[torch,server]==0.0.78", "pillow", "aiohttp"),
             {"OMP_NUM_THREADS": "{threads}", "DO_NOT_TRACK": "1"},
         ),
         Peer(
             "sentence-transformers",
             "sentence-transformers",
-            ("torch==2.13.0", "sentence-transformers==6.2.0"),
+            ("torch==2.13.0", "sentence-transformers==6.2.0", "pillow"),
             {"OMP_NUM_THREADS": "{threads}"},
         ),
     )
