@@ -154,7 +154,7 @@ class Simulation:
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         for texts in (shape.small, shape.bulk):
-            self._at(0.0, lambda now, texts=texts: self._arrive(now, texts, seconds))  # type: ignore[misc]
+            self._at(0.0, lambda now, texts=texts: self._arrive(now, texts, seconds))  # type: ignore[misc]  # a default is no part of the type
         self.seconds = seconds
 
     def run(self) -> "Simulation":

@@ -20,6 +20,7 @@ from pooling.request import PackedBatch, PooledOutput, PoolingRequest, Prompt
 Result = TypeVar("Result")
 Places = NDArray[np.int64]
 Reasons = dict[int, str]
+# A sum over the ranks fails a moment before the end of a rank's process is heard of.
 _LOST_S = 5.0
 
 
@@ -27,8 +28,8 @@ class RowEngine:
     """Tokenises on the caller's thread, pools on one of its own; safe to call from several threads.
 
     threads: of an engine on CPUs; None: as many as its actor has CPUs. When the
-    process of another rank has ended, the actor ends too, as if it had been that
-    one's turn: whoever runs it starts another, and asks again.
+    process of another rank has ended, the actor ends too, as it does when rank 0 is
+    killed, which it is itself: whoever runs it starts another, and asks again.
     Raises StartupError of the fitting kind.
     """
 
@@ -76,7 +77,6 @@ class RowEngine:
         try:
             return asyncio.run_coroutine_threadsafe(self._engine.pool(batch), self._loop).result()
         except EngineDead as error:
-            # What fails first is a sum over the ranks, or the word that one is gone.
             if self._ranks > 1 and self._engine.lost.wait(_LOST_S):
                 end_actor_process(error.detail)
             raise

@@ -1,6 +1,5 @@
 """Graphs: steps on a GPU, recorded once and replayed, so that a host slower than a small step does not hold it up."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +10,7 @@ from torch import Tensor
 
 from pooling.attention import Packing
 
-log = logging.getLogger("raypool")
-
-# Tokens of a recorded step; one that has fewer is computed as if it had so many, a third more at most.
+# Tokens of a recorded step; one that has fewer is computed as if it had so many: half more at most, above 64.
 _TOKENS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1_024, 1_536, 2_048, 3_072, 4_096, 6_144, 8_192, 12_288, 16_384)
 # The attention kernel starts work for every input of a recorded step and every stretch of its longest, there or not;
 # so there is room for inputs of 8 tokens on average, 32 in the largest.

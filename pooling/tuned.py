@@ -95,7 +95,8 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int
 
 def merge(model: nn.Module) -> None:
     """Layers that read the same input become one product."""
-    for module in list(model.modules()):
+    # Not the layers themselves: who holds them has all weights twice before the last ones are merged.
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
         for names in _SIBLINGS:
             layers = [getattr(module, name, None) for name in names]
             if _alike(layers):

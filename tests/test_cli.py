@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from deployments import cli, commands
 from tests.checkpoints import HIDDEN, MINILM
 from tests.checkpoints.images import WITH_IMAGES
 from tests.texts import words
@@ -215,3 +217,17 @@ def test_embed_turns_a_file_into_a_directory(raypool: Run, checkpoint: Callable[
     assert (same.returncode, same.stderr) == (0, "")
     assert "3 rows, 1 without an answer (see the error column): " in same.stdout
     assert "(done by an earlier run: 3 rows; by this one: none)" in same.stdout
+
+
+@pytest.mark.parametrize(("run", "said"), [("pool_files", "the same command goes on"), ("inspect", "")])
+def test_a_job_that_is_broken_off_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: str, said: str
+) -> None:
+    def broken_off(_: Namespace) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, run, broken_off)
+    assert cli._run(Namespace(run=broken_off)) == 130
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert bool(shown) == bool(said)

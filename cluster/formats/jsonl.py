@@ -99,7 +99,7 @@ def _column(field: pa.Field, values: list[Any], faults: dict[int, str]) -> pa.Ar
 
 
 def _described(value: Any) -> str:
-    """What a column of another type cannot hold, for its row to be found by: `int, 42`."""
+    """What a column of another type cannot hold, for its row to be found by: `int 42`."""
     try:
         text = orjson.dumps(value).decode()
     except TypeError:  # half a character

@@ -100,6 +100,14 @@ def test_bad_lines_of_json_are_faults_of_their_rows(tmp_path: Path) -> None:
         assert words in part.faults[row]
 
 
+def test_a_row_without_the_column_of_texts_says_so_and_a_null_is_none(tmp_path: Path) -> None:
+    part = only(tmp_path / "a.jsonl", b'{"text": "a", "n": 1}\n{"n": 2}\n{"text": null, "n": 3}\n{')
+    assert part.table.column("text").to_pylist() == ["a", None, None, None]
+    assert part.faults[1] == "the row has no field 'text'"
+    assert sorted(part.faults) == [1, 3]  # a null is judged where it would be read
+    assert "is no JSON" in part.faults[3]
+
+
 def test_a_field_that_no_row_of_the_sample_has_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.formats.jsonl._SAMPLE", 2)
     part = only(

@@ -26,7 +26,7 @@ RAYPOOL = [sys.executable, "-c", "import sys; from deployments.cli import main; 
 
 
 def environment() -> dict[str, str]:
-    """A driver's, on the cluster of this session."""
+    """A driver's, on the cluster of the tests."""
     address = ray.get_runtime_context().gcs_address
     return os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
 

@@ -94,6 +94,22 @@ def test_a_product_is_computed_once_and_not_kept(monkeypatch: pytest.MonkeyPatch
     assert gone() is None
 
 
+def test_layers_that_are_merged_are_let_go_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList([Attention() for _ in range(4)])
+    layers = [weakref.ref(attention.query) for attention in model]
+    alive: list[int] = []
+    build = MergedLinear.__init__
+
+    def counted(self: MergedLinear, given: list[nn.Linear]) -> None:
+        gc.collect()
+        alive.append(sum(layer() is not None for layer in layers))
+        build(self, given)
+
+    monkeypatch.setattr(MergedLinear, "__init__", counted)
+    merge(model)
+    assert alive == [4, 3, 2, 1]  # else all weights lie in memory twice at the end
+
+
 @pytest.mark.parametrize(
     "odd",
     [
