@@ -102,6 +102,12 @@ def bind(model: nn.Module) -> PackingSlot:
     return slot
 
 
+def slot_of(module: nn.Module) -> PackingSlot:
+    """The slot of a module that bind() has seen."""
+    slot: PackingSlot = getattr(module, _SLOT)
+    return slot
+
+
 def _bias_of_longest(compute: Any, slot: PackingSlot) -> Callable[..., Tensor]:
     def bias(query_length: int, key_length: int, device: torch.device | None = None, **rest: Any) -> Tensor:
         if slot.packing is not None:
@@ -134,7 +140,7 @@ def packed_attention(
     Raises RuntimeError for a term of the scores that it does not know: ignoring
     one gives wrong vectors without a sign.
     """
-    packing = getattr(module, _SLOT).packing
+    packing = slot_of(module).packing
     unknown = [name for name in ("s_aux",) if other.get(name) is not None]
     unknown += ["position_bias beside softcap"] if softcap is not None and position_bias is not None else []
     if packing is None or attention_mask is not None or unknown:
@@ -149,12 +155,13 @@ def packed_attention(
         softcap=softcap,
         bias=position_bias,
     )
-    kernel: Callable[[Tensor, Tensor, Tensor, Packing, Rule], Tensor] = _cuda if query.is_cuda else _cpu
+    kernel: Callable[[Tensor, Tensor, Tensor, Packing, Rule], Tensor] = _cuda if query.is_cuda else attend
     # [heads, tokens, head_dim] in, [tokens, heads, head_dim] out
     return kernel(query[0], key[0], value[0], packing, rule).unsqueeze(0), None
 
 
-def _cpu(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
+    """On a CPU: query [heads, tokens, head_dim], key and value [kv_heads, tokens, ...] -> [tokens, heads, head_dim]."""
     heads, tokens, _ = query.shape
     out = query.new_empty(tokens, heads, value.shape[-1])
     for group in packing.groups:
@@ -171,16 +178,13 @@ def _cpu(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule
 
 def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
     """One group, its answer written to place: all [inputs, heads, length, dim], k and v with kv_heads and keys."""
-    inputs, heads, length, _ = q.shape
+    _, heads, length, _ = q.shape
     scores = heads * length * length * q.element_size()
     full = not rule.causal and rule.bias is None and (rule.window is None or length <= rule.window)
     if rule.softcap is not None:
         place.copy_(_softcapped(q, k, v, rule))
     elif full and q.dtype == torch.bfloat16 and k.shape[1] == heads and scores <= _PLAIN_BYTES:
-        step = max(1, _CACHE_BYTES // scores)
-        for start in range(0, inputs, step):
-            some = slice(start, start + step)
-            _plain(q[some], k[some], v[some], place[some], rule.scale)
+        _plain(q, k, v, place, rule.scale)
     else:
         # is_causal alone is faster than a mask that says the same
         within = rule.bias is None and (rule.window is None or length <= rule.window)
@@ -197,9 +201,20 @@ def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
 def _plain(q: Tensor, k: Tensor, v: Tensor, place: Tensor, scale: float) -> None:
     """softmax(q k) v as two matrix products: without AMX, up to twice as fast in bfloat16 as torch's fused kernel."""
     inputs, heads, length, _ = q.shape
-    q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # a view for one input, else a copy
-    scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
-    place.copy_(torch.bmm(scores.softmax(-1), v).view(inputs, heads, length, -1))
+    q, k, v = (part.transpose(0, 1).flatten(0, 1) for part in (q, k, v))  # a view for one input, else a copy
+    out = q.new_empty(len(q), length, v.shape[-1])
+    step = max(1, _CACHE_BYTES // (length * k.shape[1] * q.element_size()))
+    for start in range(0, len(q), step):
+        some = slice(start, start + step)
+        scores = torch.baddbmm(q.new_empty(1), q[some], k[some].transpose(1, 2), beta=0, alpha=scale)
+        torch.bmm(_softmax(scores), v[some], out=out[some])
+    place.copy_(out.view(heads, inputs, length, -1).transpose(0, 1))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Of the last dimension. torch's kernel for bfloat16 is up to four times slower where that is no multiple of 32."""
+    keys = scores.shape[-1]
+    return scores.softmax(-1) if keys % 32 == 0 or keys < 16 else scores.float().softmax(-1).to(scores.dtype)
 
 
 def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:

@@ -25,10 +25,11 @@ class _Waiting:
         self._order: Indices = np.argsort(-lengths, kind="stable")
         self._ends = np.cumsum(lengths[self._order], dtype=np.int64)
         self._next = 0
+        self.whole = int(self._ends[-1])
 
     @property
     def tokens(self) -> int:
-        return int(self._ends[-1]) - self._taken
+        return self.whole - self._taken
 
     @property
     def inputs(self) -> int:
@@ -57,7 +58,7 @@ class _Waiting:
 class Batcher:
     """Holds the inputs that wait and forms the next step when it is asked to.
 
-    A step holds at most `budget` tokens, or one input if that alone is longer.
+    A step holds at most so many tokens, or one input if that alone is longer.
     The request that waits longest is owed half of every step, so nothing
     starves; what it cannot use yet, because its next input is longer, it saves
     up. The rest goes to the requests with the fewest tokens left, so a small
@@ -65,8 +66,7 @@ class Batcher:
     waits longest.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self) -> None:
         self._waiting: dict[int, _Waiting] = {}  # in order of arrival
         self.tokens = 0
         self._owed = 0  # tokens, to the request that waits longest
@@ -78,6 +78,15 @@ class Batcher:
     @property
     def inputs(self) -> int:
         return sum(request.inputs for request in self._waiting.values())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest input that waits; 0 if none does."""
+        return max((request.next_tokens for request in self._waiting.values()), default=0)
+
+    def tokens_of(self, upto: int) -> int:
+        """Tokens that wait of requests with at most so many in all."""
+        return sum(request.tokens for request in self._waiting.values() if request.whole <= upto)
 
     def add(self, key: int, lengths: NDArray[np.int32]) -> None:
         """Adds a request: lengths [inputs] in tokens, all positive, at least one."""
@@ -91,33 +100,41 @@ class Batcher:
         if request is not None:
             self.tokens -= request.tokens
 
-    def take(self) -> list[Share]:
-        """The next step; empty if nothing waits. A request may have two shares in it."""
-        if not self._waiting:
+    def take(self, room: int, over: int = 0, upto: int | None = None) -> list[Share]:
+        """The next step, of at most `room` tokens; empty if nothing waits. A request may have two shares in it.
+
+        over, upto: only requests with more and at most so many tokens in all.
+        """
+        chosen = [
+            request
+            for request in self._waiting.values()
+            if request.whole > over and (not upto or request.whole <= upto)
+        ]
+        if not chosen:
             return []
-        oldest, *others = self._waiting.values()
-        step = self._due(oldest) if others else []
-        room = self.budget - sum(share.tokens for share in step)
+        oldest, *others = chosen
+        step = self._due(oldest, room) if others else []
+        left = room - sum(share.tokens for share in step)
         for request in [*sorted(others, key=lambda request: request.tokens), oldest]:
-            if room <= 0:
+            if left <= 0:
                 break
-            share = request.take(room, at_least_one=not step)
+            share = request.take(left, at_least_one=not step)
             if share is not None:
                 step.append(share)
-                room -= share.tokens
+                left -= share.tokens
         for key in {share.key for share in step}:
             if not self._waiting[key].inputs:
                 del self._waiting[key]
         self.tokens -= sum(share.tokens for share in step)
         return step
 
-    def _due(self, oldest: _Waiting) -> list[Share]:
+    def _due(self, oldest: _Waiting, room: int) -> list[Share]:
         """What the request that waits longest takes of this step before all others."""
         if self._owed_to != oldest.key:
             self._owed_to, self._owed = oldest.key, 0
-        self._owed += self.budget // 2
+        self._owed += room // 2
         # An input longer than a step is taken whole once that is owed.
-        share = oldest.take(min(self.budget, self._owed), at_least_one=self._owed >= oldest.next_tokens)
+        share = oldest.take(min(room, self._owed), at_least_one=self._owed >= oldest.next_tokens)
         if share is None:
             return []
         self._owed -= share.tokens

@@ -1,11 +1,12 @@
-"""DeviceThread: runs prepared steps one after another, away from the event loop."""
+"""DeviceThread: runs prepared steps, away from the event loop."""
 
 import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ Done = Callable[[int, "StepReport"], None]
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What came of a step: the answers of its parts in order, or the error; seconds the device had it."""
+    """What came of a step: the answers of its parts in order, or the error; seconds it was computed."""
 
     outputs: list[PooledOutput]
     seconds: float
@@ -30,14 +31,19 @@ class StepReport:
 @dataclass(frozen=True, slots=True)
 class _Work:
     number: int
-    parts: Sequence[Prepared]
-    shared: bool
+    prepared: Prepared
     loop: asyncio.AbstractEventLoop
     done: Done
+    ended: threading.Event
+
+    def report(self, report: StepReport) -> None:
+        self.ended.set()
+        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self.done, self.number, report)
 
 
 class DeviceThread:
-    """Builds a runner, launches its steps in order and reports each to its event loop.
+    """Builds a runner, launches its steps and reports each to its event loop.
 
     The runner is built on the thread that runs it: OpenMP keeps a team of
     threads for each thread that computes, and with two teams on the same cores
@@ -45,14 +51,16 @@ class DeviceThread:
     Lanes have none: each computes on one core.
     On a GPU launching only enqueues, so a second thread waits for the answers
     and the next step is enqueued behind the running one.
-    Raises what building the runner raises.
+    express: one lane more, as in Lanes. Raises what building the runner raises.
     """
 
-    def __init__(self, build: Callable[[], Runner]) -> None:
+    def __init__(self, build: Callable[[], Runner], express: bool = False) -> None:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[tuple[_Work, Pending, float] | None] = queue.SimpleQueue()
-        self._freed, self._finishing = 0.0, threading.Lock()
+        self._freed = 0.0
         self._lanes: Lanes | None = None
+        self._express: Lanes | None = None
+        self._together: threading.Event | None = None  # when the last step of all cores has ended
         built: Future[Runner] = Future()
         self._threads = [
             threading.Thread(target=self._launch, args=(build, built), name="raypool-device", daemon=True),
@@ -61,16 +69,39 @@ class DeviceThread:
         for thread in self._threads:
             thread.start()
         self.runner: Runner = built.result()
+        if express and self.runner.lanes > 1:
+            try:
+                # By this thread: one that yields cannot start another that does not.
+                self._express = Lanes(1, express=True)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def has_express(self) -> bool:
+        return self._express is not None
 
     def run(
-        self, number: int, parts: Sequence[Prepared], shared: bool, loop: asyncio.AbstractEventLoop, done: Done
+        self, number: int, prepared: Prepared, lane: int | None, loop: asyncio.AbstractEventLoop, done: Done
     ) -> None:
         """Queues a step; `done(number, report)` is called in the loop when it has ended.
 
-        parts: at most as many as the runner has lanes. shared: all cores run the one
-        part together.
+        lane: which of the runner's lanes computes it; None: the device, or all
+        cores together, before what lanes get from now on. The lane after the last
+        is the express.
         """
-        self._work.put(_Work(number, parts, shared, loop, done))
+        work = _Work(number, prepared, loop, done, threading.Event())
+        if lane is None:
+            self._together = work.ended
+            self._work.put(work)
+            return
+        assert self._lanes is not None
+        if self._express is not None and lane == self.runner.lanes:
+            self._express.run(0, partial(self._compute, work))
+            return
+        if self._together is not None and not self._together.is_set():
+            self._lanes.run(lane, self._together.wait)
+        self._lanes.run(lane, partial(self._compute, work))
 
     def close(self) -> None:
         """Ends the threads after the steps they have, and then the runner, waiting as long as a step should take.
@@ -79,17 +110,24 @@ class DeviceThread:
         itself, which has dropped the last reference to an engine, cannot wait for them.
         """
         self._work.put(None)
-        threads = [*self._threads, *([] if self._lanes is None else self._lanes.threads)]
-        if threading.current_thread() in threads:
+        if threading.current_thread() in self.threads:
             return
         for thread in self._threads:
             thread.join(_LAST_STEP_S)
         self.runner.close()
 
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """All that it has started."""
+        return [*self._threads, *(thread for lanes in self._all_lanes() for thread in lanes.threads)]
+
+    def _all_lanes(self) -> list[Lanes]:
+        return [lanes for lanes in (self._lanes, self._express) if lanes is not None]
+
     def _launch(self, build: Callable[[], Runner], built: "Future[Runner]") -> None:
         try:
             runner = build()
-            lanes = self._lanes = _lanes_for(runner)
+            self._lanes = _lanes_for(runner)
         except BaseException as error:
             self._launched.put(None)
             built.set_exception(error)
@@ -97,30 +135,23 @@ class DeviceThread:
         built.set_result(runner)
         del built
         # Each step in a call of its own: a name here would keep the last one, and its engine with it, while it waits.
-        while self._launch_next(runner, lanes):
+        while self._launch_next(runner):
             pass
-        if lanes is not None:
+        for lanes in self._all_lanes():
             lanes.close()
         self._launched.put(None)
         runner.close()
 
-    def _launch_next(self, runner: Runner, lanes: Lanes | None) -> bool:
+    def _launch_next(self, runner: Runner) -> bool:
         work = self._work.get()
         if work is None:
             return False
-        if lanes is not None and not work.shared:
-            parts = _Parts(len(work.parts), partial(self._finish, work, start=time.monotonic()))
-            for lane, part in enumerate(work.parts):
-                lanes.run(lane, partial(parts.launch, lane, partial(runner.launch, part)))
-            return True
-        if lanes is not None:
-            lanes.wait()
         start = time.monotonic()
         try:
-            pending = runner.launch(work.parts[0])
+            pending = runner.launch(work.prepared)
             ready = pending.done()
         except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
-            self._report(work, StepReport([], time.monotonic() - start, error))
+            work.report(StepReport([], time.monotonic() - start, error))
             return True
         if ready:
             self._finish(work, pending, start)
@@ -144,17 +175,18 @@ class DeviceThread:
         except BaseException as caught:  # as above
             outputs, error = [], caught
         end = time.monotonic()
-        with self._finishing:  # by any lane
-            # A step that was enqueued behind another had the device only from the other's end on.
-            seconds, self._freed = end - max(start, self._freed), end
-        self._report(work, StepReport(outputs, seconds, error))
+        # A step that was enqueued behind another had the device only from the other's end on.
+        seconds, self._freed = end - max(start, self._freed), end
+        work.report(StepReport(outputs, seconds, error))
 
-    @staticmethod
-    def _report(work: _Work, report: StepReport) -> None:
+    def _compute(self, work: _Work) -> None:
+        """On a lane."""
+        start = time.monotonic()
         try:
-            work.loop.call_soon_threadsafe(work.done, work.number, report)
-        except RuntimeError:
-            return  # the loop has closed: nobody waits any more
+            outputs, error = self.runner.launch(work.prepared).wait(), None
+        except BaseException as caught:  # as above
+            outputs, error = [], caught
+        work.report(StepReport(outputs, time.monotonic() - start, error))
 
 
 def _lanes_for(runner: Runner) -> Lanes | None:
@@ -163,33 +195,3 @@ def _lanes_for(runner: Runner) -> Lanes | None:
     except BaseException:
         runner.close()
         raise
-
-
-class _Parts:
-    """The parts of a step that lanes run; the last one to end hands on their answers together."""
-
-    def __init__(self, count: int, ended: Callable[[Pending], None]) -> None:
-        self._launched: dict[int, Pending | BaseException] = {}
-        self._left, self._ended, self._lock = count, ended, threading.Lock()
-
-    def launch(self, place: int, launch: Callable[[], Pending]) -> None:
-        try:
-            self._launched[place] = launch()
-        except BaseException as error:  # whatever it is, the engine must hear of it: nothing may hang
-            self._launched[place] = error
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._ended(self)
-
-    def done(self) -> bool:
-        return True
-
-    def wait(self) -> list[PooledOutput]:
-        outputs: list[PooledOutput] = []
-        for _, part in sorted(self._launched.items()):
-            if isinstance(part, BaseException):
-                raise part
-            outputs += part.wait()
-        return outputs

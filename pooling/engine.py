@@ -1,15 +1,16 @@
 """START HERE. Engine.pool(): batcher -> runner, on a thread of its own -> results.
 
 All state belongs to the event loop that calls pool(): no lock is needed. The
-device thread only runs steps that the loop prepared. Two steps are under way
-at most: one on the device, the next ready behind it. The next one is closed as
-late as possible, when the device is about to be free, so that a request which
-arrives meanwhile is still in it.
+device thread and its lanes only run steps that the loop prepared. Two steps
+are under way in a place at most: one runs, the next is ready behind it. The
+next one is closed as late as possible, when its place is about to be free, so
+that a request which arrives meanwhile is still in it.
 """
 
 import asyncio
 import itertools
 import logging
+import math
 import threading
 import time
 import weakref
@@ -26,7 +27,7 @@ from pooling.device_thread import DeviceThread, StepReport
 from pooling.distinct import distinct
 from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
 from pooling.judge import check_batch
-from pooling.lanes import divide, yield_to_others
+from pooling.lanes import yield_to_others
 from pooling.loading.card import ModelCard
 from pooling.loading.dtype import choose_device
 from pooling.long_text import Chunked, chunk
@@ -34,22 +35,10 @@ from pooling.parallel.group import StartRanks
 from pooling.parallel.local import start_local
 from pooling.request import PackedBatch, PooledOutput, Rows, Timing
 from pooling.runner import LocalRunner
+from pooling.schedule import Place, Schedule, Turn
 from pooling.step_sizes import StepSizes
-from pooling.step_times import StepTimes
 
 log = logging.getLogger("raypool")
-
-_AHEAD = 2  # steps under way
-# How fast the running average of preparing a step follows a change: about the last 8 steps count.
-_FOLLOW = 0.125
-# What the loop may lose to other work between a timer's due time and its call.
-_SLACK_S = 0.001
-# What a step may take before it is made smaller, as far as that costs little speed: whoever comes next waits for it.
-_STEP_S = 0.1
-# Where a step has parts, by how much of its time the first may end before the last.
-_EARLY_LANE = 0.15
-# What takes no longer is not worth sharing among cores, which wait for each other some hundred times a pass.
-_SHARED_S = 0.004
 
 
 @dataclass(slots=True)
@@ -67,6 +56,7 @@ class _Job:
     owners: np.ndarray | None = None
     started: float | None = None
     forward_s: float = 0.0
+    computed_until: float = 0.0
     answer: Rows | None = None
     pieces: list[Rows] = field(default_factory=list)
 
@@ -78,11 +68,17 @@ class _Job:
         own = inputs if self.owners is None else self.owners[inputs]
         return own + self.batch.first
 
+    def computed(self, start: float, end: float) -> None:
+        """A step had inputs of it; what runs at the same time counts once."""
+        self.forward_s += max(0.0, end - max(start, self.computed_until))
+        self.computed_until = max(end, self.computed_until)
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step under way: whose inputs it holds, and how many tokens."""
+    """A step under way: where, whose inputs it holds, and how many tokens."""
 
+    place: Place
     shares: tuple[Share, ...]
     tokens: int
 
@@ -102,16 +98,14 @@ class Engine:
         self.failure: str | None = None
         self.lost = threading.Event()  # the process of a part of the runner has ended
         self._runner, self._step_timeout_s = runner, step_timeout_s
-        self._batcher = Batcher(runner.max_batch_tokens)
+        self._batcher = Batcher()
+        self._schedule = Schedule(runner.lanes, runner.max_batch_tokens, runner.least_batch_tokens, device.has_express)
         self._jobs: dict[int, _Job] = {}
         self._steps: dict[int, _Step] = {}
         self._numbers = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._free_at = 0.0  # when the device should be done with what it has
-        self._times = StepTimes()
-        self._step_s, self._prepare_s = 0.0, 0.0
+        self._watchdogs: dict[Place, asyncio.TimerHandle] = {}
         self._done_steps = self._done_inputs = self._done_tokens = 0
         self._busy_s = 0.0
         self.step_inputs, self.step_tokens = StepSizes(), StepSizes()
@@ -126,7 +120,7 @@ class Engine:
         """Reads the model and proves its forward pass. Raises StartupError of the fitting kind.
 
         start_ranks: how the other ranks are started of a model that is split over several. yields: on CPUs, the
-        threads that compute give way to all others of the machine.
+        threads that compute give way to all others of the machine, and small requests need not wait for bulk.
         """
         start = time.monotonic()
 
@@ -136,7 +130,7 @@ class Engine:
             return LocalRunner(spec, start_ranks)
 
         try:
-            device = DeviceThread(build)
+            device = DeviceThread(build, express=yields)
         except PoolingError:
             raise
         except Exception as error:  # of transformers or torch, for a configuration that describes no model
@@ -238,112 +232,90 @@ class Engine:
                 self._batcher.drop(key)
             self._jobs.clear()
             self._steps.clear()
-            self._timer = self._watchdog = None
+            self._schedule.forget()
+            self._timer = None
+            self._watchdogs.clear()
         if self._loop is not loop and (self._jobs or self._steps):
             raise EngineFailure("the engine serves another event loop; call pool() from one loop only")
         self._loop = loop
         return loop
 
     def _pump(self) -> None:
-        """Gives the device its next step if it is free or about to be; otherwise looks again when it is."""
+        """Gives every place its next step that is free or about to be; otherwise looks again when one is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self.failure is None and len(self._batcher) and len(self._steps) < _AHEAD:
-            wait_s = self._free_at - self._lead_s - time.monotonic()
-            if self._steps and wait_s > 0:
+        while self.failure is None:
+            turn = self._schedule.turn(self._batcher, time.monotonic())
+            if isinstance(turn, Turn):
+                self._start_step(turn)
+                continue
+            if turn < math.inf:
                 assert self._loop is not None
-                self._timer = self._loop.call_later(wait_s, self._pump)
-                return
-            self._start_step()
+                self._timer = self._loop.call_later(turn, self._pump)
+            return
 
-    @property
-    def _lead_s(self) -> float:
-        """How long before the device is free the next step must be closed to be ready in time."""
-        early_s = _EARLY_LANE * self._step_s if self._runner.lanes > 1 else 0.0
-        return 2 * self._prepare_s + _SLACK_S + early_s
-
-    def _start_step(self) -> None:
+    def _start_step(self, turn: Turn) -> None:
         assert self._loop is not None
         start = time.monotonic()
-        self._batcher.budget = self._times.tokens_within(
-            _STEP_S, self._runner.least_batch_tokens, self.max_batch_tokens
-        )
-        groups = self._in_lanes(self._batcher.take())
-        shares = tuple(share for group in groups for share in group)
-        tokens = sum(share.tokens for share in shares)
+        shares = tuple(self._batcher.take(turn.room, turn.over, turn.upto))
+        jobs = [self._jobs[share.key] for share in shares]
+        step = _Step(turn.place, shares, sum(share.tokens for share in shares))
         number = next(self._numbers)
-        self._steps[number] = _Step(shares, tokens)
-        if len(self._steps) == 1:
-            self._watch()
-        for share in shares:
-            job = self._jobs[share.key]
+        self._steps[number] = step
+        for job in jobs:
             job.started = job.started if job.started is not None else start
         try:
-            parts = [
-                self._runner.prepare([self._jobs[share.key].take(share.inputs) for share in group]) for group in groups
-            ]
+            prepared = self._runner.prepare([job.take(share.inputs) for job, share in zip(jobs, shares, strict=True)])
         except Exception as error:  # a fault of ours, not of an input: those were checked at the door
             self._fail(f"preparing a step failed: {type(error).__name__}", error)
             return
         now = time.monotonic()
-        self._prepare_s += _FOLLOW * (now - start - self._prepare_s)
-        expected_s = self._times.expect(tokens)
-        self._free_at = max(self._free_at, now) + expected_s
-        shared = len(parts) == 1 and expected_s > _SHARED_S
-        self._device.run(number, parts, shared, self._loop, self._finished)
-
-    def _in_lanes(self, shares: list[Share]) -> list[list[Share]]:
-        lengths = [self._jobs[share.key].batch.lengths[share.inputs] for share in shares]
-        return divide(shares, lengths, self._runner.lanes)
+        largest = max(job.batch.tokens for job in jobs)
+        self._schedule.started(number, step.place, step.tokens, largest, now - start, now)
+        if len(step.place.steps) == 1:
+            self._watch(step.place)
+        self._device.run(number, prepared, step.place.lane, self._loop, self._finished)
 
     def _finished(self, number: int, report: StepReport) -> None:
         """Called in the loop by the device thread when a step has ended."""
         if number not in self._steps or self.failure is not None:
             return  # the engine failed meanwhile; every caller knows already
-        oldest = next(iter(self._steps)) == number  # a lane may be ahead of another
         step = self._steps.pop(number)
-        if oldest:
-            self._watch()
+        now = time.monotonic()
+        self._schedule.ended(number, step.place, report.seconds, now)
+        self._watch(step.place)
         if report.error is not None:
             self._fail(f"the forward pass failed: {type(report.error).__name__}", report.error)
             return
-        if oldest:
-            self._learn(step, report)
         self._done_steps += 1
         self._done_tokens += step.tokens
         self.step_tokens.add(step.tokens)
         self.step_inputs.add(sum(len(share.inputs) for share in step.shares))
-        self._busy_s += report.seconds
+        self._busy_s += report.seconds * self._schedule.share_of(step.place)
         self._pump()  # the device first: callers can wait the microseconds this takes
         try:
-            self._hand_out(step, report)
+            self._hand_out(step, report, now)
         except Exception as error:  # a fault of ours: nobody may wait for ever
             self._fail(f"handing out the answers of a step failed: {type(error).__name__}", error)
 
-    def _learn(self, step: _Step, report: StepReport) -> None:
-        """How long the next steps should take, and when the device should be done with those that it has."""
-        self._times.learn(step.tokens, report.seconds)
-        self._step_s = report.seconds
-        self._free_at = time.monotonic() + sum(self._times.expect(other.tokens) for other in self._steps.values())
-
-    def _hand_out(self, step: _Step, report: StepReport) -> None:
+    def _hand_out(self, step: _Step, report: StepReport, now: float) -> None:
         for key in {share.key for share in step.shares} & self._jobs.keys():
-            self._jobs[key].forward_s += report.seconds  # once, however many shares it has
+            self._jobs[key].computed(now - report.seconds, now)
         for share, output in zip(step.shares, report.outputs, strict=True):
             self._done_inputs += len(share.inputs)
             job = self._jobs.get(share.key)
             if job is not None:  # else its caller went away
                 _deliver(job, share.inputs, output)
 
-    def _watch(self) -> None:
-        """Gives the oldest step its time; that of the one behind it begins when it has the device."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        if self._steps:
+    def _watch(self, place: Place) -> None:
+        """Gives the step that runs in a place its time; that of the one behind it begins when it has the place."""
+        watchdog = self._watchdogs.pop(place, None)
+        if watchdog is not None:
+            watchdog.cancel()
+        if place.steps:
             assert self._loop is not None
-            self._watchdog = self._loop.call_later(self._step_timeout_s, self._hung)
+            self._watchdogs[place] = self._loop.call_later(self._step_timeout_s, self._hung)
 
     def _hung(self) -> None:
         self._fail(f"a forward pass did not end within {self._step_timeout_s:g} s")
@@ -365,7 +337,7 @@ class Engine:
         self.failure = f"the engine has stopped: {reason}"
         if error is not None:
             log.error("%s: %s", self.card.name, self.failure, exc_info=error)
-        for timer in (self._watchdog, self._timer):
+        for timer in (*self._watchdogs.values(), self._timer):
             if timer is not None:
                 timer.cancel()
         for job in self._jobs.values():

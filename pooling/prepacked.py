@@ -17,12 +17,12 @@ class PrepackedLinear(nn.Module):
         super().__init__()
         # T5 asks its layers for the dtype of their `weight`.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self.bias = None if linear.bias is None else linear.bias.detach()
         self._activation = ("gelu", "none") if gelu else ("none", "")
 
     def forward(self, x: Tensor) -> Tensor:
         attribute, algorithm = self._activation
-        answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self._bias, attribute, [], algorithm)
+        answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
         return answer
 
 

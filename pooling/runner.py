@@ -30,9 +30,9 @@ from pooling.vision.choose import choose_vision_forward
 
 # Larger steps are no faster on a CPU, and make a small request wait longer behind a bulk one.
 _CPU_STEP_TOKENS = 1_024
-# As many for each of more cores: the step takes no longer.
+# Of a core.
 _CPU_LANE_TOKENS = 512
-# Of a core's part of a step: it runs at the rate of one twice as large, one of half the size a fifth slower.
+# A core's step of so many runs at the rate of one twice as large, one of half the size a fifth slower.
 _LEAST_LANE_TOKENS = 256
 # Enough to fill a Hopper GPU with a base-size encoder; vLLM's default there is the same.
 _CUDA_STEP_TOKENS = 16_384
@@ -51,10 +51,11 @@ class Pending(Protocol):
 
 
 class Runner(Protocol):
-    """Runs steps: `prepare` on the host while another step runs, `launch` on the device, one step at a time.
+    """Runs steps: `prepare` on the host while other steps run, `launch` on the device.
 
-    least_batch_tokens: steps with fewer are slower in all. lanes: into how many parts a step may be divided, each
-    prepared alone and launched on a thread of its own at the same time as the others.
+    lanes: how many steps may be launched at the same time, each on a thread of its own that computes on one core;
+    with one, steps are launched one after another. max_batch_tokens: what those hold together at most.
+    least_batch_tokens: if they hold fewer, all is slower.
     """
 
     card: ModelCard

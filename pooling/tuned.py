@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from pooling.encoder_layer import KINDS, fuse_layers
 from pooling.prepacked import prepack
 
 # Sibling layers of transformers' models that are given the same tensor.
@@ -87,16 +88,25 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int
         merge(model)
     elif dtype == torch.bfloat16 or not split:
         # In float32 it is for single texts, a tenth faster; a rank that has just room for its share is better without.
+        merge(model, KINDS)
         prepack(model, tokens)
+        fuse_layers(model)
     if device.type == "cuda" or dtype == torch.float32:
         # A CPU's bfloat16 norm is faster in the five operations of transformers.
         fuse_norms(model)
 
 
-def merge(model: nn.Module) -> None:
-    """Layers that read the same input become one product."""
+def merge(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> None:
+    """Layers that read the same input become one product, in parts of a model that are of these kinds."""
     # Not the layers themselves: who holds them has all weights twice before the last ones are merged.
-    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+    parts = {
+        id(part): part
+        for each in model.modules()
+        if isinstance(each, kinds)
+        for part in each.modules()
+        if not isinstance(part, nn.Linear)
+    }
+    for module in parts.values():
         for names in _SIBLINGS:
             layers = [getattr(module, name, None) for name in names]
             if _alike(layers):

@@ -10,22 +10,22 @@ def lengths(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def drain(batcher: Batcher) -> list[list[tuple[int, list[int], int]]]:
+def drain(batcher: Batcher, room: int) -> list[list[tuple[int, list[int], int]]]:
     steps = []
     while len(batcher):
-        steps.append([(share.key, share.inputs.tolist(), share.tokens) for share in batcher.take()])
+        steps.append([(share.key, share.inputs.tolist(), share.tokens) for share in batcher.take(room)])
     return steps
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_each_input_is_taken_once_and_no_step_exceeds_the_budget(seed: int) -> None:
     draw = np.random.default_rng(seed)
-    batcher, sizes = Batcher(256), {}
+    batcher, sizes = Batcher(), {}
     for key in range(12):
         sizes[key] = draw.integers(1, 400, int(draw.integers(1, 60))).astype(np.int32)
         batcher.add(key, sizes[key])
     taken: dict[int, list[int]] = {key: [] for key in sizes}
-    for step in drain(batcher):
+    for step in drain(batcher, 256):
         inputs = [(key, i) for key, picks, _ in step for i in picks]
         tokens = sum(int(sizes[key][i]) for key, i in inputs)
         assert tokens == sum(share for _, _, share in step)
@@ -39,19 +39,19 @@ def test_each_input_is_taken_once_and_no_step_exceeds_the_budget(seed: int) -> N
 
 
 def test_a_small_request_is_in_the_next_step_whatever_waits_before_it() -> None:
-    batcher = Batcher(1_000)
+    batcher = Batcher()
     batcher.add(0, np.full(10_000, 50, np.int32))
     batcher.add(1, np.full(10_000, 50, np.int32))
-    batcher.take()
+    batcher.take(1_000)
     batcher.add(2, lengths(12))
-    assert 2 in [share.key for share in batcher.take()]
+    assert 2 in [share.key for share in batcher.take(1_000)]
 
 
 def test_the_longest_waiting_gets_half_of_every_step_however_many_small_ones_arrive() -> None:
-    batcher = Batcher(1_000)
+    batcher = Batcher()
     batcher.add(0, np.full(100, 50, np.int32))
     steps, key = 0, 1
-    while got := sum(share.tokens for share in batcher.take() if share.key == 0):
+    while got := sum(share.tokens for share in batcher.take(1_000) if share.key == 0):
         steps += 1
         assert got >= 500
         for _ in range(100):  # five times what a step holds
@@ -61,10 +61,10 @@ def test_the_longest_waiting_gets_half_of_every_step_however_many_small_ones_arr
 
 
 def test_an_input_longer_than_the_budget_goes_alone_and_does_not_loop() -> None:
-    batcher = Batcher(100)
+    batcher = Batcher()
     batcher.add(0, lengths(5, 900, 7))
     batcher.add(1, lengths(6))
-    assert [[(key, picks) for key, picks, _ in step] for step in drain(batcher)] == [
+    assert [[(key, picks) for key, picks, _ in step] for step in drain(batcher, 100)] == [
         [(1, [0])],
         [(0, [1])],
         [(0, [2, 0])],
@@ -72,45 +72,75 @@ def test_an_input_longer_than_the_budget_goes_alone_and_does_not_loop() -> None:
 
 
 def test_an_input_longer_than_half_the_budget_is_not_starved_by_small_ones() -> None:
-    batcher = Batcher(100)
+    batcher = Batcher()
     batcher.add(0, lengths(90))
     batcher.add(1, np.full(50, 10, np.int32))
-    steps = [[(share.key, share.tokens) for share in batcher.take()] for _ in range(2)]
+    steps = [[(share.key, share.tokens) for share in batcher.take(100)] for _ in range(2)]
     assert steps == [[(1, 100)], [(0, 90), (1, 10)]]  # half of two steps
 
 
 @pytest.mark.parametrize("length", [60, 150, 10_000])
 def test_a_small_request_is_in_the_next_step_however_long_the_inputs_before_it(length: int) -> None:
-    batcher = Batcher(100)
+    batcher = Batcher()
     batcher.add(0, np.full(200, length, np.int32))
-    batcher.take()
+    batcher.take(100)
     batcher.add(1, lengths(10))
-    assert 1 in [share.key for share in batcher.take()]
+    assert 1 in [share.key for share in batcher.take(100)]
 
 
 def test_an_input_of_many_steps_has_its_turn_while_small_ones_keep_coming() -> None:
-    batcher, key = Batcher(100), 1
+    batcher, key = Batcher(), 1
     batcher.add(0, lengths(1_000, 1_000))
     turns = []
     for step in range(45):
         batcher.add(key, lengths(100))
         key += 1
-        turns += [step for share in batcher.take() if share.key == 0]
+        turns += [step for share in batcher.take(100) if share.key == 0]
     assert turns == [19, 39]  # 1,000 tokens are half of 20 steps
 
 
 def test_inputs_are_taken_longest_first_so_that_neighbours_are_alike() -> None:
-    batcher = Batcher(10)
+    batcher = Batcher()
     batcher.add(0, lengths(2, 8, 2, 8, 5))
-    assert [step[0][1] for step in drain(batcher)] == [[1], [3], [4, 0, 2]]
+    assert [step[0][1] for step in drain(batcher, 10)] == [[1], [3], [4, 0, 2]]
 
 
 def test_a_dropped_request_leaves_nothing_behind() -> None:
-    batcher = Batcher(10)
+    batcher = Batcher()
     batcher.add(0, np.full(100, 5, np.int32))
     batcher.add(1, lengths(3))
-    batcher.take()
+    batcher.take(10)
     batcher.drop(0)
     batcher.drop(7)
     assert (len(batcher), batcher.tokens) == (0, 0)  # the first step held request 1 too
-    assert batcher.take() == []
+    assert batcher.take(10) == []
+
+
+def test_a_step_of_small_requests_alone_and_one_of_the_rest() -> None:
+    batcher = Batcher()
+    for key, sizes in enumerate([(50,) * 20, (12,), (30, 30), (61,), (200,)]):
+        batcher.add(key, lengths(*sizes))
+    assert batcher.tokens_of(60) == 72
+    assert batcher.longest == 200
+    assert sorted(share.key for share in batcher.take(1_000, upto=60)) == [1, 2]
+    assert batcher.tokens_of(60) == 0
+    batcher.add(5, lengths(9))
+    assert {share.key for share in batcher.take(10_000, over=60)} == {0, 3, 4}
+    assert [share.key for share in batcher.take(1_000)] == [5]
+    assert (len(batcher), batcher.tokens, batcher.longest) == (0, 0, 0)
+
+
+def test_the_rest_of_a_large_request_is_no_small_one() -> None:
+    batcher = Batcher()
+    batcher.add(0, np.full(10, 50, np.int32))
+    batcher.take(450)
+    assert batcher.tokens == 50
+    assert batcher.tokens_of(100) == 0
+    assert batcher.take(1_000, upto=100) == []
+
+
+def test_what_nobody_may_take_stays() -> None:
+    batcher = Batcher()
+    batcher.add(0, lengths(5))
+    assert batcher.take(100, over=5) == []
+    assert batcher.tokens == 5

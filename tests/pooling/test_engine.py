@@ -15,7 +15,7 @@ import pytest
 
 from pooling import LLM
 from pooling.config import ModelSpec
-from pooling.device_thread import DeviceThread
+from pooling.device_thread import DeviceThread, StepReport
 from pooling.engine import Engine
 from pooling.errors import EngineDead, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
 from pooling.loading.card import ModelCard, ResolvedPooler
@@ -145,7 +145,7 @@ async def test_a_step_is_closed_late_and_so_holds_what_arrived_while_the_one_bef
     runner = EchoRunner()
     engine = engine_of(runner)
     await engine.pool(batch([1]))
-    engine._times.learn(1, 10.0)  # the running step is expected to take long
+    engine._schedule.whole.times.learn(1, 10.0)  # the running step is expected to take long
     runner.gate.clear()
     calls = [asyncio.create_task(engine.pool(batch([n]))) for n in range(10) if not await asyncio.sleep(0)]
     await until(lambda: len(engine._batcher) == 9)
@@ -161,7 +161,7 @@ async def test_steps_that_take_long_are_made_smaller_down_to_what_costs_no_speed
     engine = engine_of(runner)
     for seconds, expected in ((0.01, 64), (0.2, 32), (5.0, 16)):
         for _ in range(50):
-            engine._times.learn(64, seconds)
+            engine._schedule.whole.times.learn(64, seconds)
         runner.steps.clear()
         await engine.pool(batch(*BULK[:8]))
         assert runner.steps[0][0].tokens == expected
@@ -250,34 +250,93 @@ async def test_a_step_that_never_ends_fails_its_callers(lanes: int) -> None:
     engine.close()
 
 
-async def test_a_step_that_ends_before_an_older_one_gives_that_one_no_more_time() -> None:
+async def test_a_lane_that_hangs_is_heard_of_while_the_other_goes_on() -> None:
     runner = EchoRunner(lanes=2)
-    engine = engine_of(runner, step_timeout_s=60.0)
+    engine = engine_of(runner, step_timeout_s=0.3)
     held = threading.Event()
-    engine._device._lanes.run(1, held.wait)  # so the first step's second part waits, and a step in lane 0 overtakes it
+    engine._device._lanes.run(1, held.wait)
     first = asyncio.create_task(engine.pool(batch([1] * 30, [2] * 30)))
     await until(lambda: engine._steps)
-    watchdog = engine._watchdog
-    await engine.pool(batch([3]))
-    assert not first.done()
-    assert engine._watchdog is watchdog
+    for number in range(5):
+        assert (await engine.pool(batch([number]))).data.tolist() == [[number]]
+    with pytest.raises(EngineDead, match=r"did not end within 0\.3 s"):
+        await first
     held.set()
-    np.testing.assert_array_equal((await first).data, [[1.0], [2.0]])
-    assert engine._watchdog is None
     engine.close()
 
 
-async def test_a_step_for_all_cores_waits_until_no_lane_computes() -> None:
-    runner, order = EchoRunner(lanes=2), []
+async def test_a_lane_that_is_free_takes_what_waits_and_not_what_another_lane_holds() -> None:
+    runner = EchoRunner(lanes=2)
+    engine = engine_of(runner)
+    held = threading.Event()
+    engine._device._lanes.run(1, held.wait)
+    slow = asyncio.create_task(engine.pool(batch([1] * 30, [2] * 30)))
+    await until(lambda: engine._steps)
+    for number in range(20):
+        answer = await asyncio.wait_for(engine.pool(batch([number])), 5)
+        assert answer.data.tolist() == [[number]]
+    assert not slow.done()
+    held.set()
+    np.testing.assert_array_equal((await slow).data, [[1.0], [2.0]])
+    assert not engine._watchdogs
+    engine.close()
+
+
+async def test_a_step_for_all_cores_ends_before_a_lane_computes() -> None:
+    class Slow(EchoRunner):
+        def launch(self, parts: list[PackedBatch]) -> Answered:
+            time.sleep(0.1 if len(parts[0]) == 1 else 0)
+            return super().launch(parts)
+
+    runner, order = Slow(lanes=2), []
     device = DeviceThread(lambda: runner)
-    for lane in (0, 1):
-        device._lanes.run(lane, lambda: (time.sleep(0.05), order.append("lane")))
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    device.run(0, [runner.prepare([batch([1])])], True, loop, lambda *_: (order.append("shared"), ended.set()))
+
+    def done(number: int, report: StepReport) -> None:
+        order.append(number)
+        if len(order) == 3:
+            ended.set()
+
+    device.run(0, [batch([1])], None, loop, done)
+    device.run(1, [batch([1], [2])], 0, loop, done)
+    device.run(2, [batch([1], [2])], 1, loop, done)
     await asyncio.wait_for(ended.wait(), 5)
-    assert order == ["lane", "lane", "shared"]
+    assert order[0] == 0
     device.close()
+
+
+async def test_a_single_long_input_is_computed_by_all_cores_and_short_ones_by_one() -> None:
+    runner = EchoRunner(lanes=2)
+    engine = engine_of(runner)
+    places: list[int | None] = []
+    run = engine._device.run
+    engine._device.run = lambda number, prepared, lane, *rest: (places.append(lane), run(number, prepared, lane, *rest))
+    for _ in range(50):
+        engine._schedule.lanes[0].times.learn(32, 0.032)
+    await engine.pool(batch([1] * 30))
+    await engine.pool(batch([1]))
+    await engine.pool(batch([1] * 30, [2] * 30))
+    assert places[:2] == [None, 0]
+    assert sorted(places[2:]) == [0, 1]
+    engine.close()
+
+
+async def test_small_requests_pass_bulk_on_the_express_lane() -> None:
+    runner = EchoRunner(lanes=2)
+    engine = Engine(DeviceThread(lambda: runner, express=True))
+    held = threading.Event()
+    for lane in (0, 1):
+        engine._device._lanes.run(lane, held.wait)
+    bulk = asyncio.create_task(engine.pool(batch(*BULK)))
+    await until(lambda: len(engine._steps) >= 2)
+    for number in range(20):
+        answer = await asyncio.wait_for(engine.pool(batch([number])), 5)
+        assert answer.data.tolist() == [[number]]
+    assert not bulk.done()
+    held.set()
+    np.testing.assert_array_equal((await bulk).data, means(batch(*BULK)))
+    engine.close()
 
 
 async def test_a_step_counts_once_for_a_request_that_is_in_several_lanes() -> None:
@@ -290,13 +349,16 @@ async def test_a_step_counts_once_for_a_request_that_is_in_several_lanes() -> No
     start = time.monotonic()
     answer = await engine.pool(batch([1] * 8, [2] * 8))
     assert 0.05 <= answer.timing.forward_s <= time.monotonic() - start
+    assert answer.timing.forward_s < 0.1
     engine.close()
 
 
-def test_closing_ends_every_thread_and_the_runner() -> None:
+@pytest.mark.parametrize("express", [True, False])
+def test_closing_ends_every_thread_and_the_runner(express: bool) -> None:
     runner = EchoRunner(lanes=3)
-    device = DeviceThread(lambda: runner)
-    threads = [*device._threads, *device._lanes.threads]
+    device = DeviceThread(lambda: runner, express)
+    threads = device.threads
+    assert len(threads) == 2 + 3 + express
     device.close()
     assert not any(thread.is_alive() for thread in threads)
     assert runner.closed
@@ -306,7 +368,7 @@ def test_a_lane_that_drops_the_last_reference_does_not_wait_for_itself() -> None
     runner = EchoRunner(lanes=2)
     device = DeviceThread(lambda: runner)
     device._lanes.run(1, device.close)
-    for thread in [*device._threads, *device._lanes.threads]:
+    for thread in device.threads:
         thread.join(5)
         assert not thread.is_alive()
     assert runner.closed
@@ -366,17 +428,15 @@ async def test_a_step_has_its_own_time_and_not_that_of_the_one_before_it() -> No
     engine = engine_of(runner, step_timeout_s=60.0)
     call = asyncio.create_task(engine.pool(batch(*[[number] * 32 for number in range(4)])))
     await until(lambda: len(engine._steps) == 2)
-    first = engine._watchdog
-    assert first is not None
+    (first,) = engine._watchdogs.values()
     runner.may_end.release()
     await until(lambda: len(engine._steps) == 1)
-    second = engine._watchdog
-    assert second is not None
+    (second,) = engine._watchdogs.values()
     assert first.cancelled()
     assert second.when() > first.when()
     runner.may_end.release()
     await call
-    assert engine._watchdog is None  # an idle engine cannot hang
+    assert not engine._watchdogs  # an idle engine cannot hang
     engine.close()
 
 

@@ -40,7 +40,12 @@ def test_vectors_are_those_of_sparse_encoder(subject: tuple[Any, Path]) -> None:
     with LLM(str(directory), dtype="float32") as llm:
         assert llm.card.tasks == ("embed", "score")
         assert llm.card.dim == expected.shape[1]
-        assert relative_error(_vectors(llm, texts), expected) < ROUNDING
+        actual = _vectors(llm, texts)
+    if theirs[1].pooling_strategy == "max":
+        # In units of the largest logit, where the rounding comes from: a logarithm makes that small, and keeps what
+        # was lost of the others.
+        actual, expected = np.expm1(actual), np.expm1(expected)
+    assert relative_error(actual, expected) < ROUNDING
 
 
 def test_batched_equals_alone(bert: tuple[Any, Path]) -> None:

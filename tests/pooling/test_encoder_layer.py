@@ -1,0 +1,99 @@
+"""A layer of BERT's kind in fewer calls gives what transformers' module gives, and only where it stands for the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, XLMRobertaConfig, XLMRobertaModel
+
+from pooling.attention import NAME, Packing, bind
+from pooling.encoder_layer import EncoderLayer, fuse_layers
+from pooling.prepacked import PrepackedLinear, prepack
+from pooling.tuned import merge, tune
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 80,
+    "vocab_size": 99,
+    "attn_implementation": NAME,
+}
+LENGTHS = [19, 19, 7, 1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> object:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def packed(model: Any, ids: Tensor, lengths: list[int]) -> Tensor:
+    slot = bind(model)
+    slot.packing = Packing.of(lengths)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    answer: Tensor = model(input_ids=ids[None], position_ids=positions[None] + 2)[0][0]
+    return answer
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [(BertModel, BertConfig), (XLMRobertaModel, XLMRobertaConfig), (ElectraModel, ElectraConfig)],
+)
+def test_it_answers_as_the_layer_it_stands_for(model: Any, config: Any, act: str) -> None:
+    layers = model(config(**SIZES, hidden_act=act)).eval()
+    ids = torch.randint(3, 99, (sum(LENGTHS),))
+    expected = packed(layers, ids, LENGTHS)
+    tune(layers, CPU, torch.float32, 64)
+    assert [type(layer) for layer in layers.encoder.layer] == [EncoderLayer, EncoderLayer]
+    torch.testing.assert_close(packed(layers, ids, LENGTHS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_layer_it_stands_for() -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no kernels for bfloat16")
+    config, ids = BertConfig(**SIZES), torch.randint(3, 99, (sum(LENGTHS),))
+    truth, theirs = BertModel(config).eval(), BertModel(config).eval()
+    theirs.load_state_dict(truth.state_dict())
+    expected = packed(truth, ids, LENGTHS)
+    theirs.bfloat16()
+    off = (packed(theirs, ids, LENGTHS).float() - expected).norm()
+    tune(theirs, CPU, torch.bfloat16, 64)
+    assert isinstance(theirs.encoder.layer[0], EncoderLayer)
+    assert (packed(theirs, ids, LENGTHS).float() - expected).norm() < 1.1 * off
+
+
+def test_inputs_that_do_not_lie_packed_take_the_code_of_transformers() -> None:
+    """The check at start-up compares with it, so it must not be ours."""
+    model = BertModel(BertConfig(**SIZES)).eval()
+    model.config._attn_implementation = "eager"
+    ids, mask = torch.randint(3, 99, (2, 9)), torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
+    expected = model(input_ids=ids, attention_mask=mask)[0]
+    tune(model, CPU, torch.float32, 64)
+    called: list[int] = []
+    for layer in model.encoder.layer:
+        layer.layer.attention.register_forward_hook(lambda *_: called.append(1))
+    bind(model)
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask)[0], expected, rtol=1e-5, atol=1e-5)
+    assert len(called) == 2
+
+
+def test_its_weights_are_those_of_the_layer_and_lie_in_memory_once() -> None:
+    model = BertModel(BertConfig(**SIZES), add_pooling_layer=False).eval()
+    tune(model, CPU, torch.float32, 64)
+    packs = {id(part) for part in model.modules() if isinstance(part, PrepackedLinear)}
+    assert len(packs) == 2 * 4  # query, key and value are one; then the layer behind them, and two more
+    assert not [part for part in model.modules() if type(part) is torch.nn.Linear]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "not prepacked"])
+def test_a_layer_that_it_cannot_stand_for_stays(kind: str) -> None:
+    model = BertModel(BertConfig(**SIZES, is_decoder=kind == "decoder")).eval()
+    merge(model)
+    if kind == "decoder":
+        prepack(model, 64)
+    assert fuse_layers(model) == 0

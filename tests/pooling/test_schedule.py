@@ -1,0 +1,192 @@
+"""Where steps run: lanes by themselves, all cores for what cannot be divided, small requests beside bulk."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from pooling.batcher import Batcher
+from pooling.schedule import Place, Schedule, Turn
+
+# Of a lane: a step of 512 tokens takes 50 ms.
+PER_TOKEN_S = 1e-4
+
+
+class Device:
+    """A schedule with what waits and a clock: steps take what they are expected to."""
+
+    def __init__(self, lanes: int = 2, express: bool = False) -> None:
+        self.schedule = Schedule(lanes, 512 * lanes, 256 * lanes, express)
+        for place in (self.schedule.whole, *self.schedule.lanes[:1]):
+            for tokens in (16, 512, 100, 256):
+                place.times.learn(tokens, tokens * PER_TOKEN_S / (lanes if place is self.schedule.whole else 1))
+        self.waiting, self.now = Batcher(), 100.0
+        self.sizes: dict[int, int] = {}
+        self.numbers = itertools.count()
+        self.running: dict[int, tuple[Place, int]] = {}
+
+    def ask(self, *lengths: int) -> int:
+        key = next(self.numbers)
+        self.waiting.add(key, np.array(lengths, np.int32))
+        self.sizes[key] = sum(lengths)
+        return key
+
+    def start(self) -> list[tuple[int | None, list[int]]]:
+        """Starts what can be; of each step its lane and how many tokens of each request."""
+        started = []
+        while isinstance(turn := self.schedule.turn(self.waiting, self.now), Turn):
+            shares = self.waiting.take(turn.room, turn.over, turn.upto)
+            tokens, number = sum(share.tokens for share in shares), next(self.numbers)
+            largest = max(self.sizes[share.key] for share in shares)
+            self.schedule.started(number, turn.place, tokens, largest, 0.0, self.now)
+            self.running[number] = (turn.place, tokens)
+            started.append((turn.place.lane, [share.tokens for share in shares]))
+        self.wait_s = turn
+        return started
+
+    def sleep(self) -> None:
+        """Until it should be asked again."""
+        self.now += self.wait_s + 1e-9
+
+    def end(self, lane: int | None) -> None:
+        number, (place, tokens) = next(item for item in self.running.items() if item[1][0].lane == lane)
+        del self.running[number]
+        self.schedule.ended(number, place, place.times.expect(tokens), self.now)
+
+
+def test_a_device_without_lanes_has_one_step_running_and_closes_the_next_late() -> None:
+    device = Device(lanes=1)
+    device.ask(*[100] * 20)
+    assert device.start() == [(None, [500])]
+    assert 0 < device.wait_s < 0.05
+    device.sleep()
+    assert device.start() == [(None, [500])]
+    assert device.wait_s == math.inf  # two are under way
+    device.end(None)
+    assert device.start() == []
+
+
+def test_idle_lanes_divide_what_waits_among_them() -> None:
+    device = Device(lanes=3)
+    device.ask(*[20] * 12)
+    assert device.start() == [(0, [80]), (1, [80]), (2, [80])]
+
+
+def test_a_lane_takes_the_next_step_when_it_is_free_whatever_the_others_do() -> None:
+    device = Device()
+    device.ask(*[50] * 200)
+    assert device.start() == [(0, [500]), (1, [500])]
+    device.now += 0.001
+    device.end(1)
+    assert device.start() == [(1, [500])]
+    device.end(1)
+    assert device.start() == [(1, [500])]
+
+
+def test_the_end_of_what_waits_is_left_for_the_other_lane_too() -> None:
+    device = Device()
+    device.ask(*[50] * 40)
+    assert device.start() == [(0, [500]), (1, [500])]
+    device.end(0)
+    assert device.start() == [(0, [500])]
+    device.end(1)
+    assert device.start() == [(1, [250])]  # of the last 500
+
+
+def test_a_lane_is_not_given_so_little_that_it_computes_slowly_while_another_is_busy() -> None:
+    device = Device()
+    device.ask(*[60] * 2)
+    device.start()
+    device.ask(*[60] * 4)
+    device.end(0)
+    assert device.start() == [(0, [240])]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "lengths", "together"),
+    [
+        (2, [300], True),
+        (2, [300, 20], True),
+        (2, [300, 300], False),
+        (4, [300, 300], True),
+        (4, [100] * 4, False),
+        (2, [20], False),  # too soon done to be worth it
+        (2, [400] + [40] * 20, False),
+    ],
+)
+def test_all_cores_compute_what_cannot_be_divided(lanes: int, lengths: list[int], together: bool) -> None:
+    device = Device(lanes)
+    for length in lengths:
+        device.ask(length)
+    assert (device.start()[0][0] is None) == together
+
+
+def test_nothing_is_computed_by_all_cores_while_a_lane_computes() -> None:
+    device = Device()
+    device.ask(20)
+    assert device.start() == [(0, [20])]
+    device.ask(400)
+    assert device.start() == [(1, [400])]
+
+
+def test_lanes_get_their_steps_when_that_of_all_cores_is_about_to_end() -> None:
+    device = Device()
+    device.ask(400)
+    assert device.start() == [(None, [400])]
+    device.ask(*[50] * 8)
+    assert device.start() == []
+    assert 0.015 < device.wait_s < 0.02
+    device.sleep()
+    assert device.start() == [(0, [200]), (1, [200])]
+
+
+def test_small_requests_pass_bulk_at_once() -> None:
+    device = Device(express=True)
+    device.ask(*[50] * 200)
+    assert [lane for lane, _ in device.start()] == [0, 1]
+    device.ask(14)
+    assert device.start() == [(2, [14])]
+    device.ask(20)
+    device.ask(30)
+    device.now += 0.049
+    started = device.start()
+    assert [lane for lane, _ in started] == [0, 1]
+    assert [20] not in [tokens for _, tokens in started]  # they wait for the express, and share no step with bulk
+    assert device.waiting.tokens_of(100) == 50
+    device.end(2)
+    assert device.start() == [(2, [20, 30])]
+
+
+def test_lanes_help_where_small_requests_are_more_than_the_express_computes_soon() -> None:
+    device = Device(express=True)
+    device.ask(*[50] * 400)
+    device.start()
+    device.ask(14)
+    device.start()
+    for _ in range(30):
+        device.ask(14)
+    device.now += 0.049
+    lane, tokens = device.start()[0]
+    assert lane == 0
+    assert tokens[0] == 250  # the longest waiting has half of it
+    assert tokens[1:] == [14] * 18
+
+
+def test_requests_of_one_kind_do_not_pass_each_other() -> None:
+    device = Device(express=True)
+    for _ in range(50):
+        device.ask(60)
+    assert [lane for lane, _ in device.start()] == [0, 1]
+    device.ask(50)
+    assert device.start() == []
+
+
+def test_no_small_request_needs_the_express_while_a_lane_is_free() -> None:
+    device = Device(express=True)
+    device.ask(512)
+    device.ask(512)
+    assert [lane for lane, _ in device.start()] == [0, 1]
+    device.end(1)
+    device.ask(14)
+    assert device.start() == [(1, [14])]
