@@ -1,4 +1,4 @@
-"""A layer of BERT's kind in fewer calls gives what transformers' module gives, and only where it stands for the same."""
+"""A layer of BERT's kind in fewer calls gives what transformers' module gives, where it stands for the same."""
 
 from typing import Any
 
