@@ -30,16 +30,13 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    number: int
     prepared: Prepared
-    loop: asyncio.AbstractEventLoop
-    done: Done
+    tell: Callable[[StepReport], object]
     ended: threading.Event
 
     def report(self, report: StepReport) -> None:
         self.ended.set()
-        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            self.loop.call_soon_threadsafe(self.done, self.number, report)
+        self.tell(report)
 
 
 class DeviceThread:
@@ -90,7 +87,24 @@ class DeviceThread:
         cores together, before what lanes get from now on. The lane after the last
         is the express.
         """
-        work = _Work(number, prepared, loop, done, threading.Event())
+
+        def tell(report: StepReport) -> None:
+            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                loop.call_soon_threadsafe(done, number, report)
+
+        self._run(prepared, lane, tell)
+
+    def measure(self, prepared: Prepared, lane: int | None) -> float:
+        """Runs a step before any other and waits for it; the seconds that it took. Raises what the step raises."""
+        answer: Future[StepReport] = Future()
+        self._run(prepared, lane, answer.set_result)
+        report = answer.result()
+        if report.error is not None:
+            raise report.error
+        return report.seconds
+
+    def _run(self, prepared: Prepared, lane: int | None, tell: Callable[[StepReport], object]) -> None:
+        work = _Work(prepared, tell, threading.Event())
         if lane is None:
             self._together = work.ended
             self._work.put(work)

@@ -40,6 +40,10 @@ from pooling.step_sizes import StepSizes
 
 log = logging.getLogger("raypool")
 
+# Steps to begin with: small ones show what a step costs beside its tokens.
+_WARM_TOKENS = (8, 64)
+_WARM_S = 0.1
+
 
 @dataclass(slots=True)
 class _Job:
@@ -150,7 +154,24 @@ class Engine:
             ", ".join(f"{name} {value}" for name, value in facts.items() if value),
             time.monotonic() - start,
         )
-        return cls(device, spec.limits.step_timeout_s)
+        engine = cls(device, spec.limits.step_timeout_s)
+        engine._warm_up()
+        return engine
+
+    def _warm_up(self) -> None:
+        """Lanes compute something small: the first step of a thread takes several times as long, and tells nothing."""
+        places = self._schedule.places
+        if len(places) == 1 or self.card.vision is not None:
+            return
+        for tokens in (size for size in _WARM_TOKENS if size <= self.card.max_model_len):
+            ids = np.ones(tokens, np.int32)
+            prepared = self._runner.prepare([PackedBatch(ids, np.array([tokens], np.int32), self.card.tasks[0])])
+            for place in places:
+                self._device.measure(prepared, place.lane)
+                seconds = self._device.measure(prepared, place.lane)
+                place.times.learn(tokens, seconds)
+            if seconds > _WARM_S:
+                return  # it is a large model, and its first users wait for this
 
     @property
     def healthy(self) -> bool:

@@ -15,8 +15,10 @@ _FOLLOW = 0.125
 _STEP_S = 0.1
 # All cores compute a step together where one input has more than so many times a lane's fair part of the work.
 _UNEVEN = 1.5
-# What takes one core no longer is not worth sharing among all, which wait for each other some hundred times a pass.
-_SHARED_S = 0.008
+# What takes one core no longer is not worth sharing among all, nor where that saves less than this part of the time:
+# they wait for each other some hundred times a pass, and spin meanwhile.
+_SHARED_S = 0.004
+_SAVED = 0.25
 # A request is small beside others that are at least so many times larger.
 _SMALL = 8
 
@@ -116,11 +118,14 @@ class Schedule:
             place.times.learn(given.tokens, seconds)
         place.free_at = now + sum(place.times.expect(other.tokens) for other in place.steps.values())
 
+    @property
+    def places(self) -> list[Place]:
+        return [self.whole, *self.lanes, *([] if self.express is None else [self.express])]
+
     def forget(self) -> None:
         """Of the steps under way nobody will hear."""
-        for place in (self.whole, *self.lanes, self.express):
-            if place is not None:
-                place.steps.clear()
+        for place in self.places:
+            place.steps.clear()
 
     def share_of(self, place: Place) -> float:
         """How much of the device computes a step of a place."""
@@ -143,8 +148,10 @@ class Schedule:
         """Whether all cores should compute the next step together."""
         if any(lane.steps for lane in self.lanes):
             return False
-        uneven = waiting.longest * len(self.lanes) > _UNEVEN * waiting.tokens
-        return uneven and self.lanes[0].times.expect(waiting.longest) > _SHARED_S
+        if waiting.longest * len(self.lanes) <= _UNEVEN * waiting.tokens:
+            return False
+        alone, together = (place.times.expect(waiting.longest) for place in (self.lanes[0], self.whole))
+        return alone > _SHARED_S and (together or alone / len(self.lanes)) < (1 - _SAVED) * alone
 
     def _part(self, waiting: Batcher, lane: Place) -> int:
         """Tokens for one lane, so that the others have as much to do."""

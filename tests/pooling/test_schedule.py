@@ -190,3 +190,11 @@ def test_no_small_request_needs_the_express_while_a_lane_is_free() -> None:
     device.end(1)
     device.ask(14)
     assert device.start() == [(1, [14])]
+
+
+def test_all_cores_do_not_compute_together_what_one_computes_nearly_as_fast() -> None:
+    device = Device()
+    for _ in range(50):
+        device.schedule.whole.times.learn(100, 0.009)
+    device.ask(100)
+    assert device.start() == [(0, [100])]  # 10 ms
