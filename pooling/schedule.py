@@ -21,6 +21,8 @@ _SHARED_S = 0.004
 _SAVED = 0.25
 # A request is small beside others that are at least so many times larger.
 _SMALL = 8
+# Of the device, what small requests that keep coming may take from bulk before they share its steps.
+_EXPRESS_SHARE = 1 / 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class Schedule:
     where a core computes inputs alone, and one where all cores compute a step
     together, for what cannot be divided, while no lane computes. `express` is a
     thread more, which the machine prefers to the lanes': where all of those are
-    busy with bulk, it computes small requests at once.
+    busy with bulk, it computes small requests at once. Then it rests, so that
+    it has no more than its share and small requests gather for its next step.
     """
 
     def __init__(self, lanes: int, most_tokens: int, least_tokens: int, express: bool = False) -> None:
@@ -85,7 +88,7 @@ class Schedule:
             times, most, least = StepTimes(), max(1, most_tokens // lanes), max(1, least_tokens // lanes)
             self.lanes = [Place(lane, times, most, least) for lane in range(lanes)]
             self.express = Place(lanes, times, most, least) if express else None
-        self._prepare_s = 0.0
+        self._prepare_s = self._rested_at = 0.0
 
     def turn(self, waiting: Batcher, now: float) -> Turn | float:
         """The step to start now, or after how many seconds to ask again; infinity: when a step has ended."""
@@ -93,13 +96,19 @@ class Schedule:
             return math.inf
         if not self.lanes:
             return self._turn(self.whole, self.whole.room, now)
-        small, over = self._small(), 0
+        small, over, rest_s = self._small(), 0, math.inf
         if self.express is not None and small:
             tokens = waiting.tokens_of(small)
             if tokens and not self.express.steps:
-                return Turn(self.express, self.express.room, upto=small)
+                rest_s = self._rested_at - now
+                if rest_s <= 0:
+                    return Turn(self.express, self.express.room, upto=small)
             if tokens <= self.express.least_tokens and tokens < waiting.tokens:
                 over = small  # they are soon computed, and need not share a step with bulk
+        turn = self._turn_of_cores(waiting, now, over)
+        return turn if isinstance(turn, Turn) else min(turn, rest_s)
+
+    def _turn_of_cores(self, waiting: Batcher, now: float, over: int) -> Turn | float:
         if self._together(waiting):
             return self._turn(self.whole, self.whole.room, now)
         lane = min(self.lanes, key=lambda lane: (len(lane.steps), lane.free_at))
@@ -114,7 +123,9 @@ class Schedule:
     def ended(self, number: int, place: Place, seconds: float, now: float) -> None:
         """A step has ended, and took so long."""
         given = place.steps.pop(number)
-        if place is not self.express:  # which takes its time from the lanes
+        if place is self.express:  # its time is taken from the lanes', and is not theirs
+            self._rested_at = now + seconds * max(0.0, 1 / (_EXPRESS_SHARE * len(self.lanes)) - 1)
+        else:
             place.times.learn(given.tokens, seconds)
         place.free_at = now + sum(place.times.expect(other.tokens) for other in place.steps.values())
 

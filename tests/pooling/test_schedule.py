@@ -155,7 +155,36 @@ def test_small_requests_pass_bulk_at_once() -> None:
     assert [20] not in [tokens for _, tokens in started]  # they wait for the express, and share no step with bulk
     assert device.waiting.tokens_of(100) == 50
     device.end(2)
-    assert device.start() == [(2, [20, 30])]
+    device.now += 0.05
+    assert (2, [20, 30]) in device.start()
+
+
+def test_small_requests_that_keep_coming_have_no_more_than_their_share() -> None:
+    """A twelfth of two cores: a sixth of the time of one."""
+    device = Device(express=True)
+    device.ask(*[50] * 2_000)
+    device.start()
+    device.ask(20)
+    assert device.start() == [(2, [20])]
+    device.now += 0.002
+    device.end(2)  # it took 2 ms
+    device.ask(20)
+    device.ask(20)
+    assert device.start() == []
+    assert device.wait_s == pytest.approx(0.010)
+    device.sleep()
+    assert device.start() == [(2, [20, 20])]
+
+
+def test_on_many_cores_small_requests_need_not_wait() -> None:
+    device = Device(lanes=12, express=True)
+    device.ask(*[50] * 2_000)
+    device.start()
+    device.ask(20)
+    device.start()
+    device.end(12)
+    device.ask(20)
+    assert device.start() == [(12, [20])]
 
 
 def test_lanes_help_where_small_requests_are_more_than_the_express_computes_soon() -> None:
