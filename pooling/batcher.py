@@ -26,6 +26,7 @@ class _Waiting:
         self._ends = np.cumsum(lengths[self._order], dtype=np.int64)
         self._next = 0
         self.whole = int(self._ends[-1])
+        self.owed = 0  # tokens, while it waits longest
 
     @property
     def tokens(self) -> int:
@@ -69,8 +70,6 @@ class Batcher:
     def __init__(self) -> None:
         self._waiting: dict[int, _Waiting] = {}  # in order of arrival
         self.tokens = 0
-        self._owed = 0  # tokens, to the request that waits longest
-        self._owed_to: int | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -84,9 +83,23 @@ class Batcher:
         """Tokens of the longest input that waits; 0 if none does."""
         return max((request.next_tokens for request in self._waiting.values()), default=0)
 
-    def tokens_of(self, upto: int) -> int:
-        """Tokens that wait of requests with at most so many in all."""
-        return sum(request.tokens for request in self._waiting.values() if request.whole <= upto)
+    def due(self, room: int) -> int:
+        """Tokens of the input that the next step of that room takes before all others; 0 if it is saved up for yet."""
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is None:
+            return 0
+        taken = len(self._waiting) == 1 or oldest.owed + room // 2 >= oldest.next_tokens
+        return oldest.next_tokens if taken else 0
+
+    def tokens_of(self, upto: int, enough: int) -> int:
+        """Tokens that wait of requests with at most `upto` in all; counted no further than over `enough`."""
+        tokens = 0
+        for request in self._waiting.values():
+            if request.whole <= upto:
+                tokens += request.tokens
+                if tokens > enough:
+                    break
+        return tokens
 
     def add(self, key: int, lengths: NDArray[np.int32]) -> None:
         """Adds a request: lengths [inputs] in tokens, all positive, at least one."""
@@ -103,7 +116,8 @@ class Batcher:
     def take(self, room: int, over: int = 0, upto: int | None = None) -> list[Share]:
         """The next step, of at most `room` tokens; empty if nothing waits. A request may have two shares in it.
 
-        over, upto: only requests with more and at most so many tokens in all.
+        over, upto: only requests with more and at most so many tokens in all; among those of the latter nobody is
+        owed anything, for whoever waits longest may be one of the others.
         """
         chosen = [
             request
@@ -113,7 +127,7 @@ class Batcher:
         if not chosen:
             return []
         oldest, *others = chosen
-        step = self._due(oldest, room) if others else []
+        step = _due(oldest, room) if others and upto is None else []
         left = room - sum(share.tokens for share in step)
         for request in [*sorted(others, key=lambda request: request.tokens), oldest]:
             if left <= 0:
@@ -128,14 +142,13 @@ class Batcher:
         self.tokens -= sum(share.tokens for share in step)
         return step
 
-    def _due(self, oldest: _Waiting, room: int) -> list[Share]:
-        """What the request that waits longest takes of this step before all others."""
-        if self._owed_to != oldest.key:
-            self._owed_to, self._owed = oldest.key, 0
-        self._owed += room // 2
-        # An input longer than a step is taken whole once that is owed.
-        share = oldest.take(min(room, self._owed), at_least_one=self._owed >= oldest.next_tokens)
-        if share is None:
-            return []
-        self._owed -= share.tokens
-        return [share]
+
+def _due(oldest: _Waiting, room: int) -> list[Share]:
+    """What the request that waits longest takes of a step before all others."""
+    oldest.owed += room // 2
+    # An input longer than a step is taken whole once that is owed.
+    share = oldest.take(min(room, oldest.owed), at_least_one=oldest.owed >= oldest.next_tokens)
+    if share is None:
+        return []
+    oldest.owed -= share.tokens
+    return [share]

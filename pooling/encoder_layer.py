@@ -11,10 +11,9 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
 from pooling.attention import PackingSlot, Rule, attend, slot_of
-from pooling.prepacked import PrepackedLinear
 
 # Attention, then what it is added to, normed; then the same with two linear layers. One copies the other's code.
-KINDS = (BertLayer, RobertaLayer, XLMRobertaLayer, CamembertLayer, ElectraLayer)
+_KINDS = (BertLayer, RobertaLayer, XLMRobertaLayer, CamembertLayer, ElectraLayer)
 
 
 class EncoderLayer(nn.Module):
@@ -62,19 +61,21 @@ class _Added:
         return torch.layer_norm(added, self._shape, self._scale, self._shift, self._eps, False)
 
 
-def fuse_layers(model: nn.Module) -> int:
-    """Replaces the layers of a model in place whose linear layers are prepacked; returns how many."""
-    replaced = 0
+def find_layers(model: nn.Module) -> list[Any]:
+    """The layers of a model that an EncoderLayer can stand for, once they are merged and prepacked."""
+    return [module for module in model.modules() if type(module) in _KINDS and _fits(module)]
+
+
+def fuse_layers(model: nn.Module, layers: list[Any]) -> None:
+    """Replaces layers of a model in place whose linear layers are merged and prepacked."""
+    found = {id(layer) for layer in layers if hasattr(layer.attention.self.query, "merged")}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) in KINDS and _fits(layer):
+            if id(layer) in found:
                 setattr(parent, name, EncoderLayer(layer))
-                replaced += 1
-    return replaced
 
 
 def _fits(layer: Any) -> bool:
-    dense = (layer.attention.output.dense, layer.output.dense)
-    merged = getattr(layer.attention.self.query, "merged", None)
-    packed = all(type(each) is PrepackedLinear for each in (*dense, getattr(merged, "linear", None)))
-    return packed and not layer.is_decoder and not layer.add_cross_attention
+    own = layer.attention.self
+    linear = (own.query, own.key, own.value, layer.attention.output.dense, layer.output.dense)
+    return all(type(each) is nn.Linear for each in linear) and not layer.is_decoder and not layer.add_cross_attention

@@ -60,7 +60,7 @@ class _Job:
     owners: np.ndarray | None = None
     started: float | None = None
     forward_s: float = 0.0
-    computed_until: float = 0.0
+    computed: tuple[float, float] = (math.inf, -math.inf)
     answer: Rows | None = None
     pieces: list[Rows] = field(default_factory=list)
 
@@ -72,10 +72,14 @@ class _Job:
         own = inputs if self.owners is None else self.owners[inputs]
         return own + self.batch.first
 
-    def computed(self, start: float, end: float) -> None:
+    def count(self, start: float, end: float) -> None:
         """A step had inputs of it; what runs at the same time counts once."""
-        self.forward_s += max(0.0, end - max(start, self.computed_until))
-        self.computed_until = max(end, self.computed_until)
+        first, last = self.computed
+        if first > last:
+            self.forward_s, self.computed = end - start, (start, end)
+            return
+        self.forward_s += max(0.0, min(end, first) - start) + max(0.0, end - max(start, last))
+        self.computed = min(start, first), max(end, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,11 @@ class Engine:
             time.monotonic() - start,
         )
         engine = cls(device, spec.limits.step_timeout_s)
-        engine._warm_up()
+        try:
+            engine._warm_up()
+        except Exception as error:
+            engine.close()
+            raise StartupError(f"{spec.served_name}: the first forward pass failed: {type(error).__name__}") from error
         return engine
 
     def _warm_up(self) -> None:
@@ -170,8 +178,8 @@ class Engine:
                 self._device.measure(prepared, place.lane)
                 seconds = self._device.measure(prepared, place.lane)
                 place.times.learn(tokens, seconds)
-            if seconds > _WARM_S:
-                return  # it is a large model, and its first users wait for this
+                if seconds > _WARM_S:
+                    return  # it is a large model, and its first users wait for this
 
     @property
     def healthy(self) -> bool:
@@ -294,7 +302,7 @@ class Engine:
         now = time.monotonic()
         largest = max(job.batch.tokens for job in jobs)
         self._schedule.started(number, step.place, step.tokens, largest, now - start, now)
-        if len(step.place.steps) == 1:
+        if self._schedule.begins(step.place):
             self._watch(step.place)
         self._device.run(number, prepared, step.place.lane, self._loop, self._finished)
 
@@ -305,7 +313,8 @@ class Engine:
         step = self._steps.pop(number)
         now = time.monotonic()
         self._schedule.ended(number, step.place, report.seconds, now)
-        self._watch(step.place)
+        for place in self._schedule.begun_by(step.place):
+            self._watch(place)
         if report.error is not None:
             self._fail(f"the forward pass failed: {type(report.error).__name__}", report.error)
             return
@@ -322,7 +331,7 @@ class Engine:
 
     def _hand_out(self, step: _Step, report: StepReport, now: float) -> None:
         for key in {share.key for share in step.shares} & self._jobs.keys():
-            self._jobs[key].computed(now - report.seconds, now)
+            self._jobs[key].count(now - report.seconds, now)
         for share, output in zip(step.shares, report.outputs, strict=True):
             self._done_inputs += len(share.inputs)
             job = self._jobs.get(share.key)

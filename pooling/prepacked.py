@@ -26,20 +26,24 @@ class PrepackedLinear(nn.Module):
         return answer
 
 
+def can_prepack(dtype: torch.dtype) -> bool:
+    """Whether this CPU and this build of torch have kernels for layers of a number format that are laid out before."""
+    if not torch._C._has_mkldnn:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
 def prepack(model: nn.Module, tokens: int) -> int:
     """Replaces a CPU model's linear layers in place, for steps of about so many tokens; returns how many.
 
     Nothing is replaced where torch was built without oneDNN, and no bfloat16 layer where the CPU has no AVX-512, which
     its kernels are for.
     """
-    if not torch._C._has_mkldnn:
-        return 0
-    packed = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
     # By name: who holds the layers themselves keeps what they had until the last one is replaced.
     found = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
-        if type(module) is nn.Linear and module.weight.dtype in packed
+        if type(module) is nn.Linear and can_prepack(module.weight.dtype)
     ]
     replaced = 0
     for name in found:

@@ -19,6 +19,10 @@ _UNEVEN = 1.5
 # they wait for each other some hundred times a pass, and spin meanwhile.
 _SHARED_S = 0.004
 _SAVED = 0.25
+# How far beyond the largest step that all cores took together what is known of those is believed.
+_BELIEVED = 2
+# Lanes are cleared for an input that would keep one core longer, once it is due.
+_LONG_S = 1.0
 # A request is small beside others that are at least so many times larger.
 _SMALL = 8
 # Of the device, what small requests that keep coming may take from bulk before they share its steps.
@@ -96,23 +100,35 @@ class Schedule:
             return math.inf
         if not self.lanes:
             return self._turn(self.whole, self.whole.room, now)
-        small, over, rest_s = self._small(), 0, math.inf
-        if self.express is not None and small:
-            tokens = waiting.tokens_of(small)
-            if tokens and not self.express.steps:
-                rest_s = self._rested_at - now
-                if rest_s <= 0:
-                    return Turn(self.express, self.express.room, upto=small)
-            if tokens <= self.express.least_tokens and tokens < waiting.tokens:
-                over = small  # they are soon computed, and need not share a step with bulk
+        small = self._small()
+        if self.express is None or not small or (self.express.steps and self._full()):
+            return self._turn_of_cores(waiting, now, 0)
+        tokens, over, rest_s = waiting.tokens_of(small, self.express.least_tokens), 0, math.inf
+        if tokens and not self.express.steps:
+            rest_s = self._rested_at - now
+            if rest_s <= 0:
+                return Turn(self.express, self.express.room, upto=small)
+        soon = max(self._rested_at, self.express.free_at) - now <= _STEP_S
+        if soon and tokens <= self.express.least_tokens and tokens < waiting.tokens:
+            over = small  # they need not share a step with bulk
         turn = self._turn_of_cores(waiting, now, over)
         return turn if isinstance(turn, Turn) else min(turn, rest_s)
 
     def _turn_of_cores(self, waiting: Batcher, now: float, over: int) -> Turn | float:
-        if self._together(waiting):
+        computing = any(lane.steps for lane in self.lanes)
+        due = waiting.due(self.whole.room)
+        if self.lanes[0].times.expect(due) > _LONG_S and self._pays(due):
+            return math.inf if computing else self._turn(self.whole, self.whole.room, now)
+        if not computing and self._together(waiting):
             return self._turn(self.whole, self.whole.room, now)
-        lane = min(self.lanes, key=lambda lane: (len(lane.steps), lane.free_at))
+        # One that should be done by now holds something longer than was thought.
+        lane = min(
+            self.lanes, key=lambda lane: (len(lane.steps), bool(lane.steps) and lane.free_at < now, lane.free_at)
+        )
         return self._turn(lane, self._part(waiting, lane), now, over)
+
+    def _full(self) -> bool:
+        return all(len(place.steps) == _AHEAD for place in self.lanes)
 
     def started(self, number: int, place: Place, tokens: int, largest: int, prepare_s: float, now: float) -> None:
         """A step has gone to a place. largest: as in Place. prepare_s: what preparing it took."""
@@ -129,6 +145,14 @@ class Schedule:
             place.times.learn(given.tokens, seconds)
         place.free_at = now + sum(place.times.expect(other.tokens) for other in place.steps.values())
 
+    def begins(self, place: Place) -> bool:
+        """Whether the step that a place has just been given begins at once."""
+        return len(place.steps) == 1 and not (place in self.lanes and self.whole.steps)
+
+    def begun_by(self, place: Place) -> list[Place]:
+        """Where the end of a step in a place lets another begin, or nothing is left."""
+        return [place, *self.lanes] if place is self.whole and not self.whole.steps else [place]
+
     @property
     def places(self) -> list[Place]:
         return [self.whole, *self.lanes, *([] if self.express is None else [self.express])]
@@ -139,8 +163,8 @@ class Schedule:
             place.steps.clear()
 
     def share_of(self, place: Place) -> float:
-        """How much of the device computes a step of a place."""
-        return 1.0 if place is self.whole else 1 / len(self.lanes)
+        """How much of the device computes a step of a place; the express shares the lanes' part."""
+        return 1.0 if place is self.whole else 0.0 if place is self.express else 1 / len(self.lanes)
 
     def _turn(self, place: Place, room: int, now: float, over: int = 0) -> Turn | float:
         """As late as it can be, so that a request which arrives meanwhile is still in it."""
@@ -156,13 +180,17 @@ class Schedule:
         return max([now, *(each.free_at for each in before if each.steps)])
 
     def _together(self, waiting: Batcher) -> bool:
-        """Whether all cores should compute the next step together."""
-        if any(lane.steps for lane in self.lanes):
-            return False
+        """Whether all cores should compute the next step together, while no lane computes."""
         if waiting.longest * len(self.lanes) <= _UNEVEN * waiting.tokens:
             return False
-        alone, together = (place.times.expect(waiting.longest) for place in (self.lanes[0], self.whole))
-        return alone > _SHARED_S and (together or alone / len(self.lanes)) < (1 - _SAVED) * alone
+        return self._pays(waiting.longest)
+
+    def _pays(self, tokens: int) -> bool:
+        """Whether all cores compute an input that much faster than one."""
+        alone = self.lanes[0].times.expect(tokens)
+        known = tokens <= _BELIEVED * self.whole.times.largest
+        together = self.whole.times.expect(tokens) if known else alone / len(self.lanes)
+        return alone > _SHARED_S and together < (1 - _SAVED) * alone
 
     def _part(self, waiting: Batcher, lane: Place) -> int:
         """Tokens for one lane, so that the others have as much to do."""
@@ -172,8 +200,8 @@ class Schedule:
         return min(lane.room, max(lane.least_tokens, -(-waiting.tokens // len(self.lanes))))
 
     def _small(self) -> int:
-        """Tokens of a request that is small beside all that run; 0 while a place is free."""
+        """Tokens of a request that is small beside all that run, and for the express; 0 while a place is free."""
         running = [self.whole] if self.whole.steps else self.lanes
-        if not all(place.steps for place in running):
+        if self.express is None or not all(place.steps for place in running):
             return 0
-        return min(place.largest for place in running) // _SMALL
+        return min(self.express.least_tokens, min(place.largest for place in running) // _SMALL)

@@ -14,9 +14,11 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self.largest = 0  # tokens of all that ended
 
     def learn(self, tokens: int, seconds: float) -> None:
         kept = 1 - _FOLLOW
+        self.largest = max(self.largest, tokens)
         self._weight = kept * self._weight + 1
         self._x = kept * self._x + tokens
         self._y = kept * self._y + seconds

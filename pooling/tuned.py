@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from pooling.encoder_layer import KINDS, fuse_layers
-from pooling.prepacked import prepack
+from pooling.encoder_layer import find_layers, fuse_layers
+from pooling.prepacked import can_prepack, prepack
 
 # Sibling layers of transformers' models that are given the same tensor.
 _SIBLINGS = (
@@ -84,29 +84,24 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int
     split: it is one rank's share of a model.
     """
     if device.type == "cuda":
-        # On a CPU one product of 1,152 columns is no faster than three of 384, and attention then reads with gaps.
+        # On a CPU one product of 1,152 columns is hardly faster than three of 384, and attention then reads with gaps.
         merge(model)
     elif dtype == torch.bfloat16 or not split:
         # In float32 it is for single texts, a tenth faster; a rank that has just room for its share is better without.
-        merge(model, KINDS)
+        layers = find_layers(model) if can_prepack(dtype) and not split else []
+        for layer in layers:
+            merge(layer)
         prepack(model, tokens)
-        fuse_layers(model)
+        fuse_layers(model, layers)
     if device.type == "cuda" or dtype == torch.float32:
         # A CPU's bfloat16 norm is faster in the five operations of transformers.
         fuse_norms(model)
 
 
-def merge(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> None:
-    """Layers that read the same input become one product, in parts of a model that are of these kinds."""
+def merge(model: nn.Module) -> None:
+    """Layers that read the same input become one product."""
     # Not the layers themselves: who holds them has all weights twice before the last ones are merged.
-    parts = {
-        id(part): part
-        for each in model.modules()
-        if isinstance(each, kinds)
-        for part in each.modules()
-        if not isinstance(part, nn.Linear)
-    }
-    for module in parts.values():
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
         for names in _SIBLINGS:
             layers = [getattr(module, name, None) for name in names]
             if _alike(layers):

@@ -120,10 +120,11 @@ def test_a_step_of_small_requests_alone_and_one_of_the_rest() -> None:
     batcher = Batcher()
     for key, sizes in enumerate([(50,) * 20, (12,), (30, 30), (61,), (200,)]):
         batcher.add(key, lengths(*sizes))
-    assert batcher.tokens_of(60) == 72
+    assert batcher.tokens_of(60, 100) == 72
+    assert batcher.tokens_of(60, 10) == 12
     assert batcher.longest == 200
     assert sorted(share.key for share in batcher.take(1_000, upto=60)) == [1, 2]
-    assert batcher.tokens_of(60) == 0
+    assert batcher.tokens_of(60, 100) == 0
     batcher.add(5, lengths(9))
     assert {share.key for share in batcher.take(10_000, over=60)} == {0, 3, 4}
     assert [share.key for share in batcher.take(1_000)] == [5]
@@ -135,7 +136,7 @@ def test_the_rest_of_a_large_request_is_no_small_one() -> None:
     batcher.add(0, np.full(10, 50, np.int32))
     batcher.take(450)
     assert batcher.tokens == 50
-    assert batcher.tokens_of(100) == 0
+    assert batcher.tokens_of(100, 1_000) == 0
     assert batcher.take(1_000, upto=100) == []
 
 
@@ -144,3 +145,26 @@ def test_what_nobody_may_take_stays() -> None:
     batcher.add(0, lengths(5))
     assert batcher.take(100, over=5) == []
     assert batcher.tokens == 5
+
+
+def test_steps_of_small_requests_do_not_take_from_a_long_input_what_it_has_saved_up() -> None:
+    batcher = Batcher()
+    batcher.add(0, lengths(3_000))
+    batcher.add(1, np.full(1_000, 50, np.int32))
+    for step in range(20):
+        for key in (2 * step + 2, 2 * step + 3):
+            batcher.add(key, lengths(20))
+        batcher.take(500, upto=60)
+        before = batcher.due(500)
+        if any(share.key == 0 for share in batcher.take(500, over=60)):
+            break
+        assert before == 0
+    assert step == 11  # 3,000 tokens are half of twelve steps
+    assert before == 3_000
+
+
+def test_what_waits_alone_is_due_at_once() -> None:
+    batcher = Batcher()
+    assert batcher.due(100) == 0
+    batcher.add(0, lengths(5_000, 20))
+    assert batcher.due(100) == 5_000

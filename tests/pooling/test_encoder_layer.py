@@ -5,12 +5,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    ElectraConfig,
+    ElectraModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    XLMRobertaXLConfig,
+    XLMRobertaXLModel,
+)
 
 from pooling.attention import NAME, Packing, bind
-from pooling.encoder_layer import EncoderLayer, fuse_layers
-from pooling.prepacked import PrepackedLinear, prepack
-from pooling.tuned import merge, tune
+from pooling.encoder_layer import EncoderLayer, find_layers
+from pooling.prepacked import PrepackedLinear
+from pooling.tuned import Part, tune
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -88,12 +97,25 @@ def test_its_weights_are_those_of_the_layer_and_lie_in_memory_once() -> None:
     packs = {id(part) for part in model.modules() if isinstance(part, PrepackedLinear)}
     assert len(packs) == 2 * 4  # query, key and value are one; then the layer behind them, and two more
     assert not [part for part in model.modules() if type(part) is torch.nn.Linear]
+    for layer in model.encoder.layer:
+        own, theirs = layer._attended, layer.layer.attention.output
+        assert own._weight is theirs.dense.weight
+        assert own._scale.data_ptr() == theirs.LayerNorm.weight.data_ptr()
+        assert layer._project is layer.layer.attention.self.key.merged.linear
 
 
-@pytest.mark.parametrize("kind", ["decoder", "not prepacked"])
-def test_a_layer_that_it_cannot_stand_for_stays(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["decoder", "float16", "one rank's share", "a linear layer of another kind"])
+def test_a_layer_that_it_cannot_stand_for_stays_as_it_is(kind: str) -> None:
     model = BertModel(BertConfig(**SIZES, is_decoder=kind == "decoder")).eval()
-    merge(model)
-    if kind == "decoder":
-        prepack(model, 64)
-    assert fuse_layers(model) == 0
+    dtype = torch.float16 if kind == "float16" else torch.float32
+    if kind == "a linear layer of another kind":
+        for layer in model.encoder.layer:
+            layer.output.dense = torch.nn.Sequential(layer.output.dense)
+    tune(model.to(dtype), CPU, dtype, 64, split=kind == "one rank's share")
+    assert not [part for part in model.modules() if isinstance(part, EncoderLayer | Part)]
+
+
+def test_layers_that_only_look_alike_are_not_found() -> None:
+    """XLM-R of size XL norms before attention and not behind it."""
+    model = XLMRobertaXLModel(XLMRobertaXLConfig(**SIZES))
+    assert find_layers(model) == []

@@ -16,10 +16,11 @@ import pytest
 from pooling import LLM
 from pooling.config import ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
-from pooling.engine import Engine
-from pooling.errors import EngineDead, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
+from pooling.engine import Engine, _Job
+from pooling.errors import EngineDead, InputTooLong, InvalidRequest, NonFiniteResult, StartupError, UnsupportedTask
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.request import PackedBatch, PooledOutput, PoolingParams
+from pooling.runner import LocalRunner
 
 POOLERS = {"embed": ResolvedPooler("MEAN", 1), "token_embed": ResolvedPooler("ALL", 1)}
 CARD = ModelCard("echo", "echo", "Echo", "echo", 1, 512, 1_000, POOLERS)
@@ -339,18 +340,56 @@ async def test_small_requests_pass_bulk_on_the_express_lane() -> None:
     engine.close()
 
 
-async def test_a_step_counts_once_for_a_request_that_is_in_several_lanes() -> None:
+@pytest.mark.parametrize(
+    ("steps", "seconds"),
+    [
+        ([(0, 2), (0, 2.1)], 2.1),
+        ([(1.5, 2), (0, 2.1)], 2.1),
+        ([(0, 1), (3, 4)], 2),
+        ([(0, 1), (0.5, 1.5), (1.5, 2)], 2),
+    ],
+)
+async def test_what_lanes_compute_for_a_request_at_the_same_time_counts_once(
+    steps: list[tuple], seconds: float
+) -> None:
+    asked = batch([1])
+    job = _Job(asked, asyncio.Future(), 0.0, 1, asked.offsets())
+    for start, end in steps:
+        job.count(start, end)
+    assert job.forward_s == pytest.approx(seconds)
+
+
+async def test_a_lane_that_waits_for_a_step_of_all_cores_has_its_whole_time_after_it() -> None:
     class Slow(EchoRunner):
         def launch(self, parts: list[PackedBatch]) -> Answered:
-            time.sleep(0.05)
+            time.sleep(0.4)
             return super().launch(parts)
 
-    engine = engine_of(Slow(lanes=2))
-    start = time.monotonic()
-    answer = await engine.pool(batch([1] * 8, [2] * 8))
-    assert 0.05 <= answer.timing.forward_s <= time.monotonic() - start
-    assert answer.timing.forward_s < 0.1
+    engine = engine_of(Slow(lanes=2), step_timeout_s=0.7)
+    engine._schedule.lanes[0].times.learn(30, 0.03)
+    single = asyncio.create_task(engine.pool(batch([1] * 30)))
+    await until(lambda: engine._schedule.whole.steps)
+    engine._schedule.whole.free_at = 0.0  # as if it were about to end
+    two = asyncio.create_task(engine.pool(batch([2] * 30, [3] * 30)))
+    await until(lambda: engine._schedule.lanes[0].steps)
+    assert [place.lane for place in engine._watchdogs] == [None]
+    await single
+    assert {place.lane for place in engine._watchdogs} == {0, 1}
+    np.testing.assert_array_equal((await two).data, [[2.0], [3.0]])
+    assert not engine._watchdogs
     engine.close()
+
+
+def test_a_first_pass_that_fails_is_a_refusal_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("secret/path")
+
+    before = threading.active_count()
+    monkeypatch.setattr("pooling.runner.count_lanes", lambda: 2)
+    monkeypatch.setattr(LocalRunner, "launch", fail)
+    with pytest.raises(StartupError, match=r"the first forward pass failed: MemoryError$"):
+        Engine.load(ModelSpec(source=SOURCE, dtype="float32"), yields=True)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("express", [True, False])

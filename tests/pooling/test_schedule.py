@@ -8,6 +8,7 @@ import pytest
 
 from pooling.batcher import Batcher
 from pooling.schedule import Place, Schedule, Turn
+from pooling.step_times import StepTimes
 
 # Of a lane: a step of 512 tokens takes 50 ms.
 PER_TOKEN_S = 1e-4
@@ -153,10 +154,10 @@ def test_small_requests_pass_bulk_at_once() -> None:
     started = device.start()
     assert [lane for lane, _ in started] == [0, 1]
     assert [20] not in [tokens for _, tokens in started]  # they wait for the express, and share no step with bulk
-    assert device.waiting.tokens_of(100) == 50
+    assert device.waiting.tokens_of(100, 1_000) == 50
     device.end(2)
     device.now += 0.05
-    assert (2, [20, 30]) in device.start()
+    assert (2, [30, 20]) in device.start()
 
 
 def test_small_requests_that_keep_coming_have_no_more_than_their_share() -> None:
@@ -227,3 +228,68 @@ def test_all_cores_do_not_compute_together_what_one_computes_nearly_as_fast() ->
         device.schedule.whole.times.learn(100, 0.009)
     device.ask(100)
     assert device.start() == [(0, [100])]  # 10 ms
+
+
+def test_what_all_cores_took_for_small_steps_says_nothing_of_large_ones() -> None:
+    device = Device()
+    device.schedule.whole.times = StepTimes()
+    for _ in range(50):
+        device.schedule.whole.times.learn(64, 0.1)  # while something else had the cores
+    device.ask(2_000)
+    assert device.start() == [(None, [2_000])]
+
+
+def test_lanes_are_cleared_for_what_would_keep_one_core_for_long_once_it_is_due() -> None:
+    device = Device()
+    device.ask(*[50] * 1_000)
+    device.start()
+    long = device.ask(20_000)  # two seconds of one core
+    places = []
+    for _ in range(300):
+        for lane in (None, 0, 1):
+            if any(place.lane == lane for place, _ in device.running.values()):
+                device.now += 0.02
+                device.end(lane)
+                started = device.start()
+                places += [lane for lane, tokens in started if 20_000 in tokens]
+        if places:
+            break
+    assert places == [None]
+    assert long not in device.waiting._waiting
+
+
+def test_nothing_is_put_behind_a_step_that_takes_longer_than_it_should_while_another_lane_goes_on() -> None:
+    device = Device(lanes=3)
+    device.ask(*[50] * 1_000)
+    assert [lane for lane, _ in device.start()] == [0, 1, 2]
+    for lane in (1, 2):
+        device.now += 0.015
+        device.end(lane)
+        device.start()
+    device.now += 0.03  # lane 0 is overdue
+    assert device.start() == []
+    device.sleep()
+    assert [lane for lane, _ in device.start()] == [1]
+
+
+def test_a_text_that_the_express_would_compute_for_long_is_no_small_one() -> None:
+    device = Device(express=True)
+    device.ask(*[50] * 4_000)
+    device.start()
+    device.ask(8_000)
+    assert device.start() == []
+
+
+def test_small_requests_share_steps_with_bulk_where_the_express_rests_for_long() -> None:
+    device = Device(express=True)
+    device.ask(*[50] * 2_000)
+    device.start()
+    device.ask(20)
+    assert device.start() == [(2, [20])]
+    device.schedule.ended(next(n for n, (place, _) in device.running.items() if place.lane == 2),
+                          device.schedule.express, 1.0, device.now)  # fmt: skip
+    small = device.ask(20)
+    device.now += 0.049
+    started = device.start()
+    assert started[0] == (0, [250, 20, 200])
+    assert small not in device.waiting._waiting
