@@ -43,7 +43,7 @@ _OURS = "raypool"
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did under one load in one round. peak: operations per second of the matmul beside it."""
+    """What a server did under one load in one round. peak: operations per second of the matmul before and after."""
 
     server: str
     clients: int
@@ -100,19 +100,23 @@ def _measure(server: Server, model: Path, texts: list[str], args: argparse.Names
         async with Client(url, server.model_name) as client:
             return await client.answers()
 
-    with server.running(model, args.dtype, args.threads, lambda url: asyncio.run(answers(url))) as url:
+    found: list[tuple[int, int, tuple[float, float, float]]] = []
+    peak.measure()  # while no server runs: the threads of some compute when they are idle
+    try:
+        with server.running(model, args.dtype, args.threads, lambda url: asyncio.run(answers(url))) as url:
+            for size, clients in product(args.texts, args.clients):
+                batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+                try:
+                    seen = asyncio.run(_load(url, server.model_name, batches, clients, args.seconds))
+                except (aiohttp.ClientError, TimeoutError, RuntimeError) as error:
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    grid.failures[f"{server.name}, {clients} clients, {size} texts"] = reason
+                    continue
+                found.append((clients, size, seen))
+    finally:
         peak.measure()
-        for size, clients in product(args.texts, args.clients):
-            batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-            try:
-                seen = asyncio.run(_load(url, server.model_name, batches, clients, args.seconds))
-            except (aiohttp.ClientError, TimeoutError, RuntimeError) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                grid.failures[f"{server.name}, {clients} clients, {size} texts"] = reason
-                continue
-            peak.measure()
-            beside = statistics.mean(peak.rates[peak.best_size][-2:])
-            grid.loads.append(Load(server.name, clients, size, *seen, beside))
+        beside = statistics.mean(peak.rates[peak.best_size][-2:])
+        grid.loads += [Load(server.name, clients, size, *seen, beside) for clients, size, seen in found]
 
 
 async def _load(

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -25,7 +25,8 @@ from pooling.batcher import Batcher, Share
 from pooling.config import STEP_TIMEOUT_S, ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
 from pooling.distinct import distinct
-from pooling.errors import EngineDead, EngineFailure, NonFiniteResult, PoolingError, StartupError
+from pooling.engine_job import Job
+from pooling.errors import EngineDead, EngineFailure, PoolingError, StartupError
 from pooling.judge import check_batch
 from pooling.lanes import yield_to_others
 from pooling.loading.card import ModelCard
@@ -33,7 +34,7 @@ from pooling.loading.dtype import choose_device
 from pooling.long_text import Chunked, chunk
 from pooling.parallel.group import StartRanks
 from pooling.parallel.local import start_local
-from pooling.request import PackedBatch, PooledOutput, Rows, Timing
+from pooling.request import PackedBatch, PooledOutput
 from pooling.runner import LocalRunner
 from pooling.schedule import Place, Schedule, Turn
 from pooling.step_sizes import StepSizes
@@ -46,7 +47,7 @@ _WARM_S = 0.1
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
     """A request under way. `left` counts the inputs without an answer yet.
 
     owners: where inputs are chunks or repeats are left out, which input of the caller's each is (part of).
@@ -108,7 +109,7 @@ class Engine:
         self._runner, self._step_timeout_s = runner, step_timeout_s
         self._batcher = Batcher()
         self._schedule = Schedule(runner.lanes, runner.max_batch_tokens, runner.least_batch_tokens, device.has_express)
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._steps: dict[int, _Step] = {}
         self._numbers = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -233,7 +234,7 @@ class Engine:
     async def _pool(self, batch: PackedBatch, owners: np.ndarray | None = None) -> PooledOutput:
         loop = self._bind()
         key = next(self._numbers)
-        job = _Job(batch, loop.create_future(), time.monotonic(), len(batch), batch.offsets(), owners)
+        job = Job(batch, loop.create_future(), time.monotonic(), len(batch), batch.offsets(), owners)
         self._jobs[key] = job
         self._batcher.add(key, batch.lengths)
         self._pump()
@@ -336,7 +337,7 @@ class Engine:
             self._done_inputs += len(share.inputs)
             job = self._jobs.get(share.key)
             if job is not None:  # else its caller went away
-                _deliver(job, share.inputs, output)
+                job.deliver(share.inputs, output)
 
     def _watch(self, place: Place) -> None:
         """Gives the step that runs in a place its time; that of the one behind it begins when it has the place."""
@@ -384,7 +385,7 @@ def _tell(engine: "weakref.ref[Engine]", reason: str, ended: bool) -> None:
         alive.lose(reason, ended)
 
 
-def _deliver(job: _Job, inputs: np.ndarray, output: PooledOutput) -> None:
+def _deliver(job: Job, inputs: np.ndarray, output: PooledOutput) -> None:
     """Puts the answers of a share in their places; the last one resolves the caller's future."""
     if job.future.done():
         return

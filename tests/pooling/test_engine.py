@@ -16,7 +16,8 @@ import pytest
 from pooling import LLM
 from pooling.config import ModelSpec
 from pooling.device_thread import DeviceThread, StepReport
-from pooling.engine import Engine, _Job
+from pooling.engine import Engine
+from pooling.engine_job import Job
 from pooling.errors import EngineDead, InputTooLong, InvalidRequest, NonFiniteResult, StartupError, UnsupportedTask
 from pooling.loading.card import ModelCard, ResolvedPooler
 from pooling.request import PackedBatch, PooledOutput, PoolingParams
@@ -353,7 +354,7 @@ async def test_what_lanes_compute_for_a_request_at_the_same_time_counts_once(
     steps: list[tuple], seconds: float
 ) -> None:
     asked = batch([1])
-    job = _Job(asked, asyncio.Future(), 0.0, 1, asked.offsets())
+    job = Job(asked, asyncio.Future(), 0.0, 1, asked.offsets())
     for start, end in steps:
         job.count(start, end)
     assert job.forward_s == pytest.approx(seconds)
