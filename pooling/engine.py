@@ -46,43 +46,6 @@ _WARM_TOKENS = (8, 64)
 _WARM_S = 0.1
 
 
-@dataclass(slots=True)
-class Job:
-    """A request under way. `left` counts the inputs without an answer yet.
-
-    owners: where inputs are chunks or repeats are left out, which input of the caller's each is (part of).
-    """
-
-    batch: PackedBatch
-    future: asyncio.Future[PooledOutput]
-    arrived: float
-    left: int
-    bounds: np.ndarray
-    owners: np.ndarray | None = None
-    started: float | None = None
-    forward_s: float = 0.0
-    computed: tuple[float, float] = (math.inf, -math.inf)
-    answer: Rows | None = None
-    pieces: list[Rows] = field(default_factory=list)
-
-    def take(self, inputs: np.ndarray) -> PackedBatch:
-        return self.batch.take(inputs, self.bounds)
-
-    def named(self, inputs: np.ndarray) -> np.ndarray:
-        """The inputs as the caller counts them."""
-        own = inputs if self.owners is None else self.owners[inputs]
-        return own + self.batch.first
-
-    def count(self, start: float, end: float) -> None:
-        """A step had inputs of it; what runs at the same time counts once."""
-        first, last = self.computed
-        if first > last:
-            self.forward_s, self.computed = end - start, (start, end)
-            return
-        self.forward_s += max(0.0, min(end, first) - start) + max(0.0, end - max(start, last))
-        self.computed = min(start, first), max(end, last)
-
-
 @dataclass(frozen=True, slots=True)
 class _Step:
     """A step under way: where, whose inputs it holds, and how many tokens."""
@@ -383,31 +346,3 @@ def _tell(engine: "weakref.ref[Engine]", reason: str, ended: bool) -> None:
     alive = engine()
     if alive is not None:
         alive.lose(reason, ended)
-
-
-def _deliver(job: Job, inputs: np.ndarray, output: PooledOutput) -> None:
-    """Puts the answers of a share in their places; the last one resolves the caller's future."""
-    if job.future.done():
-        return
-    if not np.isfinite(output.data).all():
-        job.future.set_exception(NonFiniteResult(_name_non_finite(job.named(inputs), output)))
-        return
-    if output.lengths is None:
-        if job.answer is None:
-            job.answer = np.empty((len(job.batch), output.data.shape[1]), np.float32)
-        job.answer[inputs] = output.data
-    else:
-        job.pieces = job.pieces or [np.empty(0, np.float32)] * len(job.batch)
-        for index, rows in zip(inputs, output.rows(), strict=True):
-            job.pieces[index] = rows
-    job.left -= len(inputs)
-    if job.left == 0:
-        data = job.answer if job.answer is not None else np.concatenate(job.pieces)
-        lengths = None if output.lengths is None else np.array([len(rows) for rows in job.pieces], np.int32)
-        waited = (job.started or job.arrived) - job.arrived
-        job.future.set_result(PooledOutput(data, lengths, Timing(waited, job.forward_s)))
-
-
-def _name_non_finite(inputs: np.ndarray, output: PooledOutput) -> str:
-    bad = [int(i) for i, rows in zip(inputs, output.rows(), strict=True) if not np.isfinite(rows).all()]
-    return f"the model answered NaN or infinity for input {min(bad)}"

@@ -87,7 +87,7 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int
         merge(model)
     elif dtype == torch.bfloat16 or not split:
         # In float32 it is for single texts, a tenth faster; a rank that has just room for its share is better without.
-        # One product of 1,152 columns is hardly faster than three of 384, so what is merged is what is called less often.
+        # One product of 1,152 columns is hardly faster than three of 384: only what is called less often is merged.
         layers = find_layers(model) if can_prepack(dtype) and not split else []
         for layer in layers:
             merge(layer)
