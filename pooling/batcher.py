@@ -83,13 +83,15 @@ class Batcher:
         """Tokens of the longest input that waits; 0 if none does."""
         return max((request.next_tokens for request in self._waiting.values()), default=0)
 
-    def due(self, room: int) -> int:
-        """Tokens of the input that the next step of that room takes before all others; 0 if it is saved up for yet."""
-        oldest = next(iter(self._waiting.values()), None)
-        if oldest is None:
+    def first(self, room: int, over: int = 0) -> int:
+        """Tokens of the input that a step as take() would make it begins with; 0 if nothing waits for it."""
+        chosen = [request for request in self._waiting.values() if request.whole > over]
+        if not chosen:
             return 0
-        taken = len(self._waiting) == 1 or oldest.owed + room // 2 >= oldest.next_tokens
-        return oldest.next_tokens if taken else 0
+        oldest, *others = chosen
+        if not others or oldest.owed + room // 2 >= oldest.next_tokens:
+            return oldest.next_tokens
+        return min(others, key=lambda request: request.tokens).next_tokens
 
     def tokens_of(self, upto: int, enough: int) -> int:
         """Tokens that wait of requests with at most `upto` in all; counted no further than over `enough`."""
@@ -107,11 +109,12 @@ class Batcher:
         self._waiting[key] = request
         self.tokens += request.tokens
 
-    def drop(self, key: int) -> None:
-        """Forgets what is left of a request; one that is unknown or already taken whole is no error."""
+    def drop(self, key: int) -> bool:
+        """Forgets what is left of a request; returns whether anything was, of one that is unknown or taken nothing."""
         request = self._waiting.pop(key, None)
         if request is not None:
             self.tokens -= request.tokens
+        return request is not None
 
     def take(self, room: int, over: int = 0, upto: int | None = None) -> list[Share]:
         """The next step, of at most `room` tokens; empty if nothing waits. A request may have two shares in it.

@@ -142,7 +142,7 @@ class Engine:
                 self._device.measure(prepared, place.lane)
                 seconds = self._device.measure(prepared, place.lane)
                 place.times.learn(tokens, seconds)
-                if seconds > _WARM_S:
+                if place.lane is not None and seconds > _WARM_S:
                     return  # it is a large model, and its first users wait for this
 
     @property
@@ -205,7 +205,8 @@ class Engine:
             return await job.future
         finally:
             self._jobs.pop(key, None)
-            self._batcher.drop(key)
+            if self._batcher.drop(key) and loop.is_running():
+                self._pump()  # others may have waited for its turn
 
     def close(self) -> None:
         """Ends the device thread after the step it has; callers that wait get EngineDead.

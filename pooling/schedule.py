@@ -21,7 +21,7 @@ _SHARED_S = 0.004
 _SAVED = 0.25
 # How far beyond the largest step that all cores took together what is known of those is believed.
 _BELIEVED = 2
-# Lanes are cleared for an input that would keep one core longer, once it is due.
+# Lanes are cleared for an input that would keep one core longer, if they are free within as much, once it is its turn.
 _LONG_S = 1.0
 # A request is small beside others that are at least so many times larger.
 _SMALL = 8
@@ -108,24 +108,29 @@ class Schedule:
             rest_s = self._rested_at - now
             if rest_s <= 0:
                 return Turn(self.express, self.express.room, upto=small)
-        soon = max(self._rested_at, self.express.free_at) - now <= _STEP_S
+        late = bool(self.express.steps) and self.express.free_at < now
+        soon = not late and max(self._rested_at, self.express.free_at) - now <= _STEP_S
         if soon and tokens <= self.express.least_tokens and tokens < waiting.tokens:
             over = small  # they need not share a step with bulk
         turn = self._turn_of_cores(waiting, now, over)
         return turn if isinstance(turn, Turn) else min(turn, rest_s)
 
     def _turn_of_cores(self, waiting: Batcher, now: float, over: int) -> Turn | float:
-        computing = any(lane.steps for lane in self.lanes)
-        due = waiting.due(self.whole.room)
-        if self.lanes[0].times.expect(due) > _LONG_S and self._pays(due):
-            return math.inf if computing else self._turn(self.whole, self.whole.room, now)
-        if not computing and self._together(waiting):
+        busy = [lane for lane in self.lanes if lane.steps]
+        if not busy and self._together(waiting):
             return self._turn(self.whole, self.whole.room, now)
         # One that should be done by now holds something longer than was thought.
         lane = min(
             self.lanes, key=lambda lane: (len(lane.steps), bool(lane.steps) and lane.free_at < now, lane.free_at)
         )
-        return self._turn(lane, self._part(waiting, lane), now, over)
+        room = self._part(waiting, lane)
+        first = waiting.first(room, over)
+        if lane.times.expect(first) > _LONG_S and self._pays(first):
+            if not busy:
+                return self._turn(self.whole, self.whole.room, now, over)
+            if all(now <= each.free_at <= now + _LONG_S for each in busy):
+                return math.inf  # until they are free; if one is not soon, nobody else should wait for it
+        return self._turn(lane, room, now, over)
 
     def _full(self) -> bool:
         return all(len(place.steps) == _AHEAD for place in self.lanes)

@@ -155,16 +155,27 @@ def test_steps_of_small_requests_do_not_take_from_a_long_input_what_it_has_saved
         for key in (2 * step + 2, 2 * step + 3):
             batcher.add(key, lengths(20))
         batcher.take(500, upto=60)
-        before = batcher.due(500)
+        before = batcher.first(500, over=60)
         if any(share.key == 0 for share in batcher.take(500, over=60)):
             break
-        assert before == 0
+        assert before == 50
     assert step == 11  # 3,000 tokens are half of twelve steps
     assert before == 3_000
 
 
-def test_what_waits_alone_is_due_at_once() -> None:
-    batcher = Batcher()
-    assert batcher.due(100) == 0
-    batcher.add(0, lengths(5_000, 20))
-    assert batcher.due(100) == 5_000
+@pytest.mark.parametrize("seed", range(30))
+def test_what_a_step_begins_with_is_known_before_it_is_taken(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    batcher, sizes = Batcher(), {}
+    for key in range(8):
+        sizes[key] = draw.integers(1, 900, int(draw.integers(1, 20))).astype(np.int32)
+        batcher.add(key, sizes[key])
+    while len(batcher):
+        room, over = int(draw.integers(50, 600)), int(draw.choice([0, 0, 300]))
+        expected = batcher.first(room, over)
+        step = batcher.take(room, over)
+        if step:
+            assert int(sizes[step[0].key][step[0].inputs[0]]) == expected
+        else:
+            assert expected == 0
+            batcher.take(10_000)

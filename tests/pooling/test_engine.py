@@ -381,6 +381,29 @@ async def test_a_lane_that_waits_for_a_step_of_all_cores_has_its_whole_time_afte
     engine.close()
 
 
+async def test_who_leaves_lets_go_on_what_waited_for_its_turn() -> None:
+    runner = EchoRunner(lanes=2)
+    engine = engine_of(runner)
+    held = threading.Event()
+    engine._device._lanes.run(0, held.wait)
+    engine._schedule.lanes[0].times.learn(100, 1.0)
+    first = asyncio.create_task(engine.pool(batch([1] * 5, [2] * 5)))
+    await until(lambda: len(engine._steps) == 1 and engine._schedule.lanes[0].steps)
+    engine._schedule.lanes[0].free_at = time.monotonic() + 0.5
+    long = asyncio.create_task(engine.pool(batch([2] * 300)))
+    await asyncio.sleep(0)
+    next(iter(engine._batcher._waiting.values())).owed = 300  # as if it had waited for many steps
+    small = asyncio.create_task(engine.pool(batch([3])))
+    await asyncio.sleep(0.01)
+    assert len(engine._batcher) == 2  # the lanes are being cleared
+    long.cancel()
+    assert (await asyncio.wait_for(small, 5)).data.tolist() == [[3.0]]
+    assert not first.done()
+    held.set()
+    await first
+    engine.close()
+
+
 def test_a_first_pass_that_fails_is_a_refusal_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError("secret/path")

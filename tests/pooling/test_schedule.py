@@ -150,6 +150,7 @@ def test_small_requests_pass_bulk_at_once() -> None:
     assert device.start() == [(2, [14])]
     device.ask(20)
     device.ask(30)
+    device.schedule.express.free_at = device.now + 0.1
     device.now += 0.049
     started = device.start()
     assert [lane for lane, _ in started] == [0, 1]
@@ -256,6 +257,32 @@ def test_lanes_are_cleared_for_what_would_keep_one_core_for_long_once_it_is_due(
             break
     assert places == [None]
     assert long not in device.waiting._waiting
+
+
+def test_lanes_are_not_cleared_while_one_holds_something_long_itself() -> None:
+    device = Device(lanes=16)
+    device.ask(*[50] * 16 * 10)
+    device.start()
+    device.schedule.lanes[3].free_at = device.now + 8
+    for lane in range(16):
+        if lane != 3:
+            device.end(lane)
+    device.ask(20_000)
+    device.ask(20)
+    started = device.start()
+    assert [20_000] in [tokens for lane, tokens in started if lane is not None]
+    assert any(20 in tokens for _, tokens in started)
+
+
+def test_small_requests_do_not_wait_for_an_express_that_is_late() -> None:
+    device = Device(express=True)
+    device.ask(*[50] * 2_000)
+    device.start()
+    device.ask(20)
+    device.start()
+    device.ask(20)
+    device.now += 0.049
+    assert device.start()[0] == (0, [250, 20, 200])
 
 
 def test_nothing_is_put_behind_a_step_that_takes_longer_than_it_should_while_another_lane_goes_on() -> None:
