@@ -67,6 +67,7 @@ class Replica:
     """One engine: the batcher that ships, and a device that runs one step at a time."""
 
     batcher: Batcher
+    step_tokens: int
     slices: dict[int, Slice] = field(default_factory=dict)
     inputs_left: dict[int, int] = field(default_factory=dict)
     busy: bool = False
@@ -148,7 +149,7 @@ class Simulation:
         self.shape, self._choose, self._split = shape, choose, split
         self._draw = np.random.default_rng(seed)
         random.seed(seed)
-        self.replicas = [Replica(Batcher(shape.step_tokens)) for _ in range(shape.replicas)]
+        self.replicas = [Replica(Batcher(), shape.step_tokens) for _ in range(shape.replicas)]
         self._known = [Known(shape.replicas, shape.step_tokens) for _ in range(shape.routers)]
         self.waits: dict[int, list[float]] = {shape.small: [], shape.bulk: []}
         self._numbers = itertools.count()
@@ -205,7 +206,7 @@ class Simulation:
 
     def _step(self, now: float, index: int) -> None:
         replica = self.replicas[index]
-        shares = replica.batcher.take()
+        shares = replica.batcher.take(replica.step_tokens)
         replica.busy = bool(shares)
         if not shares:
             return

@@ -21,6 +21,8 @@ _SHARED_S = 0.004
 _SAVED = 0.25
 # How far beyond the largest step that all cores took together what is known of those is believed.
 _BELIEVED = 2
+# What one lane computes nearly as fast as several is not divided: this part of what it should have to be efficient.
+_SPLIT = 4
 # Lanes are cleared for an input that would keep one core longer, if they are free within as much, once it is its turn.
 _LONG_S = 1.0
 # A request is small beside others that are at least so many times larger.
@@ -201,7 +203,7 @@ class Schedule:
         """Tokens for one lane, so that the others have as much to do."""
         free = sum(not each.steps for each in self.lanes)
         if free > 1:
-            return min(lane.room, -(-waiting.tokens // free))
+            return min(lane.room, max(lane.least_tokens // _SPLIT, -(-waiting.tokens // free)))
         return min(lane.room, max(lane.least_tokens, -(-waiting.tokens // len(self.lanes))))
 
     def _small(self) -> int:

@@ -74,6 +74,15 @@ def test_idle_lanes_divide_what_waits_among_them() -> None:
     assert device.start() == [(0, [80]), (1, [80]), (2, [80])]
 
 
+def test_a_few_short_inputs_are_not_divided() -> None:
+    device = Device()
+    device.ask(*[14] * 4)
+    assert device.start() == [(0, [56])]
+    device.end(0)
+    device.ask(*[62] * 2)
+    assert sorted(device.start()) == [(0, [62]), (1, [62])]
+
+
 def test_a_lane_takes_the_next_step_when_it_is_free_whatever_the_others_do() -> None:
     device = Device()
     device.ask(*[50] * 200)
