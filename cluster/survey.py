@@ -36,7 +36,7 @@ def survey(sources: Sequence[str]) -> list[NodeFacts]:
 
     A hub id is not looked for: each node fetches it itself.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's is untyped
     if len(nodes) < 2:
         return []
     local = [source for source in dict.fromkeys(sources) if is_local(source)]

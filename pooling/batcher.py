@@ -110,7 +110,7 @@ class Batcher:
         self.tokens += request.tokens
 
     def drop(self, key: int) -> bool:
-        """Forgets what is left of a request; returns whether anything was, of one that is unknown or taken nothing."""
+        """Forgets what is left of a request, which may be unknown or taken whole; returns whether anything was left."""
         request = self._waiting.pop(key, None)
         if request is not None:
             self.tokens -= request.tokens
@@ -125,7 +125,7 @@ class Batcher:
         chosen = [
             request
             for request in self._waiting.values()
-            if request.whole > over and (not upto or request.whole <= upto)
+            if request.whole > over and (upto is None or request.whole <= upto)
         ]
         if not chosen:
             return []

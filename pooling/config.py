@@ -164,7 +164,9 @@ class ModelSpec(Settings):
     )
     instruction: str | None = Field(None, description="what a template tells the model where a request does not")
     max_model_len: int | None = Field(None, gt=0, description="tokens an input may have; None: what the model takes")
-    max_batch_tokens: int | None = Field(None, gt=0, description="tokens a forward pass may hold; None: chosen")
+    max_batch_tokens: int | None = Field(
+        None, gt=0, description="tokens of a forward pass, or of those of all cores together; None: chosen"
+    )
     limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
         {"image": 8}, min_length=1, description="how many images an input may have"
     )

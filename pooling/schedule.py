@@ -102,7 +102,7 @@ class Schedule:
             return math.inf
         if not self.lanes:
             return self._turn(self.whole, self.whole.room, now)
-        small = self._small()
+        small = self._small() if self.express is not None else 0
         if self.express is None or not small or (self.express.steps and self._full()):
             return self._turn_of_cores(waiting, now, 0)
         tokens, over, rest_s = waiting.tokens_of(small, self.express.least_tokens), 0, math.inf
@@ -125,14 +125,16 @@ class Schedule:
         lane = min(
             self.lanes, key=lambda lane: (len(lane.steps), bool(lane.steps) and lane.free_at < now, lane.free_at)
         )
-        room = self._part(waiting, lane)
-        first = waiting.first(room, over)
+        turn = self._turn(lane, self._part(waiting, lane), now, over)
+        if not isinstance(turn, Turn):
+            return turn
+        first = waiting.first(turn.room, over)
         if lane.times.expect(first) > _LONG_S and self._pays(first):
             if not busy:
                 return self._turn(self.whole, self.whole.room, now, over)
             if all(now <= each.free_at <= now + _LONG_S for each in busy):
                 return math.inf  # until they are free; if one is not soon, nobody else should wait for it
-        return self._turn(lane, room, now, over)
+        return turn
 
     def _full(self) -> bool:
         return all(len(place.steps) == _AHEAD for place in self.lanes)
@@ -209,6 +211,6 @@ class Schedule:
     def _small(self) -> int:
         """Tokens of a request that is small beside all that run, and for the express; 0 while a place is free."""
         running = [self.whole] if self.whole.steps else self.lanes
-        if self.express is None or not all(place.steps for place in running):
+        if not all(place.steps for place in running):
             return 0
-        return min(self.express.least_tokens, min(place.largest for place in running) // _SMALL)
+        return min(self.lanes[0].least_tokens, min(place.largest for place in running) // _SMALL)
