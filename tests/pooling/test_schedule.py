@@ -206,11 +206,25 @@ def test_lanes_help_where_small_requests_are_more_than_the_express_computes_soon
     device.start()
     for _ in range(30):
         device.ask(14)
+    device.schedule.express.free_at = device.now + 0.1
     device.now += 0.049
     lane, tokens = device.start()[0]
     assert lane == 0
     assert tokens[0] == 250  # the longest waiting has half of it
     assert tokens[1:] == [14] * 18
+
+
+def test_a_lane_takes_small_requests_where_no_bulk_waits() -> None:
+    device = Device(express=True)
+    device.ask(512)
+    device.ask(512)
+    assert [lane for lane, _ in device.start()] == [0, 1]
+    device.ask(14)
+    assert device.start() == [(2, [14])]
+    device.ask(20)
+    device.schedule.express.free_at = device.now + 0.1
+    device.now += 0.052
+    assert device.start() == [(0, [20])]
 
 
 def test_requests_of_one_kind_do_not_pass_each_other() -> None:
