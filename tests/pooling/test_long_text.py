@@ -18,7 +18,7 @@ from pooling.long_text import chunk, windows
 from pooling.request import Chunks, PackedBatch
 from tests.checkpoints import FAMILIES, HIDDEN
 from tests.checkpoints.writing import write_json
-from tests.pooling.test_engine import CARD, POISON, EchoRunner, batch, engine_of
+from tests.echo import CARD, POISON, EchoRunner, batch, engine_of
 from tests.reference import Reference, Rows, relative_error
 from tests.texts import words
 
