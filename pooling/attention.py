@@ -10,31 +10,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pooling.full_attention import attend_group
+
 NAME = "raypool_packed"
 _SLOT = "raypool_packing"
-# Score matrices of this size stay in a core's second-level cache, where softmax and the second product find them.
-_CACHE_BYTES = 1 << 20
 # Beyond this the fused kernel, which never holds all scores, wins. With AMX it always does: its products are as fast,
 # and 54 tokens of MiniLM take 1.4 instead of 1.9 ms a thousand.
 _PLAIN_BYTES = 0 if torch.cpu._is_amx_tile_supported() else 1 << 26
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Neighbours of equal length: inputs of `length` tokens each, from token `start` on, `count` of them.
+class Group(NamedTuple):
+    """Neighbours of equal length: inputs of `length` tokens each, from token `start` on, `inputs` of them.
 
     Of each input the first `keys` tokens are seen.
     """
 
     start: int
-    count: int
+    inputs: int
     length: int
     keys: int
 
@@ -64,6 +63,11 @@ class Packing:
             start += count * length
         return cls(tuple(groups), max(lengths), cu_seqlens)
 
+    @property
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """The groups as compiled code takes them."""
+        return [(start, inputs, length, keys) for start, inputs, length, keys in self.groups]
+
 
 class PackingSlot(threading.local):
     """Where a model's attention finds the packing of the step, or of the part of it, that its thread is running."""
@@ -85,6 +89,11 @@ class Rule:
     window: int | None
     softcap: float | None
     bias: Tensor | None = None
+
+    def sees_all(self, length: int) -> bool:
+        """Whether each query of an input of that length sees all its keys, with scores as they are."""
+        within = self.window is None or length <= self.window
+        return within and not self.causal and self.softcap is None and self.bias is None
 
 
 def bind(model: nn.Module) -> PackingSlot:
@@ -160,61 +169,41 @@ def packed_attention(
     return kernel(query[0], key[0], value[0], packing, rule).unsqueeze(0), None
 
 
+def plain_bytes() -> int:
+    """How large the scores of an input may be for two products and a softmax, as in full_attention.attend_group()."""
+    return _PLAIN_BYTES
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
     """On a CPU: query [heads, tokens, head_dim], key and value [kv_heads, tokens, ...] -> [tokens, heads, head_dim]."""
-    heads, tokens, _ = query.shape
-    out = query.new_empty(tokens, heads, value.shape[-1])
+    out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
     for group in packing.groups:
-        size = group.count * group.length
+        if rule.sees_all(group.length):
+            attend_group(query, key, value, out, *group, rule.scale, plain_bytes())
+            continue
+        size = group.inputs * group.length
         # [heads, inputs, length, dim] -> [inputs, heads, length, dim], all views: nothing is copied yet
         q, k, v, place = (
-            part.narrow(1, group.start, size).view(part.shape[0], group.count, group.length, part.shape[2])
+            part.narrow(1, group.start, size)
+            .view(part.shape[0], group.inputs, group.length, part.shape[2])
+            .transpose(0, 1)
             for part in (query, key, value, out.transpose(0, 1))
         )
-        k, v = k[:, :, : group.keys], v[:, :, : group.keys]
-        _group(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), place.transpose(0, 1), rule)
+        place.copy_(_ruled(q, k[:, :, : group.keys], v[:, :, : group.keys], rule))
     return out
 
 
-def _group(q: Tensor, k: Tensor, v: Tensor, place: Tensor, rule: Rule) -> None:
-    """One group, its answer written to place: all [inputs, heads, length, dim], k and v with kv_heads and keys."""
-    _, heads, length, _ = q.shape
-    scores = heads * length * length * q.element_size()
-    full = not rule.causal and rule.bias is None and (rule.window is None or length <= rule.window)
+def _ruled(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """One group whose rule hides something: all [inputs, heads, length, dim], k and v with kv_heads and keys."""
     if rule.softcap is not None:
-        place.copy_(_softcapped(q, k, v, rule))
-    elif full and q.dtype == torch.bfloat16 and k.shape[1] == heads and scores <= _PLAIN_BYTES:
-        _plain(q, k, v, place, rule.scale)
-    else:
-        # is_causal alone is faster than a mask that says the same
-        within = rule.bias is None and (rule.window is None or length <= rule.window)
-        mask = None if within else _mask(length, rule)
-        mask = None if mask is None else mask[..., : k.shape[2]]
-        causal, grouped = rule.causal and within, k.shape[1] != heads
-        place.copy_(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scale, enable_gqa=grouped
-            )
-        )
-
-
-def _plain(q: Tensor, k: Tensor, v: Tensor, place: Tensor, scale: float) -> None:
-    """softmax(q k) v as two matrix products: without AMX, up to twice as fast in bfloat16 as torch's fused kernel."""
-    inputs, heads, length, _ = q.shape
-    q, k, v = (part.transpose(0, 1).flatten(0, 1) for part in (q, k, v))  # a view for one input, else a copy
-    out = q.new_empty(len(q), length, v.shape[-1])
-    step = max(1, _CACHE_BYTES // (length * k.shape[1] * q.element_size()))
-    for start in range(0, len(q), step):
-        some = slice(start, start + step)
-        scores = torch.baddbmm(q.new_empty(1), q[some], k[some].transpose(1, 2), beta=0, alpha=scale)
-        torch.bmm(_softmax(scores), v[some], out=out[some])
-    place.copy_(out.view(heads, inputs, length, -1).transpose(0, 1))
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Of the last dimension. torch's kernel for bfloat16 is up to four times slower where that is no multiple of 32."""
-    keys = scores.shape[-1]
-    return scores.softmax(-1) if keys % 32 == 0 or keys < 16 else scores.float().softmax(-1).to(scores.dtype)
+        return _softcapped(q, k, v, rule)
+    length = q.shape[2]
+    # is_causal alone is faster than a mask that says the same
+    within = rule.bias is None and (rule.window is None or length <= rule.window)
+    mask = None if within else _mask(length, rule)
+    mask = None if mask is None else mask[..., : k.shape[2]]
+    causal, grouped = rule.causal and within, k.shape[1] != q.shape[1]
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scale, enable_gqa=grouped)
 
 
 def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
@@ -299,9 +288,9 @@ def _with_expanded(answer: Tensor, q: Tensor, k: Tensor, v: Tensor, packing: Pac
     for group in packing.groups:
         if group.keys == group.length:
             continue
-        size = group.count * group.length
+        size = group.inputs * group.length
         some = (
-            part[group.start : group.start + size].view(group.count, group.length, *part.shape[1:])
+            part[group.start : group.start + size].view(group.inputs, group.length, *part.shape[1:])
             for part in (q, k, v)
         )
         own_q, own_k, own_v = (part.transpose(1, 2) for part in some)

@@ -1,28 +1,48 @@
 """PrepackedLinear: a linear layer whose weight lies as oneDNN's CPU kernels read it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+
+from pooling.native import native
+
+# What the product's own kernel applies to its result, as oneDNN calls it, and how.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
+    GELUActivation: ("gelu", "none"),
+    NewGELUActivation: ("gelu", "tanh"),
+    GELUTanh: ("gelu", "tanh"),
+    nn.ReLU: ("relu", ""),
+}
+_NO_ACTIVATION = ("none", "")
+
+
+@native
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, algorithm: str) -> Tensor:
+    """x [..., in] -> [..., out], by the weight of a PrepackedLinear and with its activation."""
+    scalars: list[int | float | complex | None] = []
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)  # type: ignore[no-any-return]
 
 
 class PrepackedLinear(nn.Module):
-    """x [..., in] -> [..., out], followed by an exact GELU if `gelu`; in bfloat16 or float32.
+    """x [..., in] -> [..., out], followed by `activation` (as in _ACTIVATIONS); in bfloat16 or float32.
 
     torch's own linear on CPU reorders the weight at every call and adds the
     bias and the activation in passes of their own; laid out once, with both
     fused, the same product runs 20 to 30 % faster (docs/benchmarks.md).
     """
 
-    def __init__(self, linear: nn.Linear, tokens: int, gelu: bool = False) -> None:
+    def __init__(self, linear: nn.Linear, tokens: int, activation: tuple[str, str] = _NO_ACTIVATION) -> None:
         super().__init__()
         # T5 asks its layers for the dtype of their `weight`.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self._activation = ("gelu", "none") if gelu else ("none", "")
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        attribute, algorithm = self._activation
-        answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
+        activation, algorithm = self.activation
+        answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], algorithm)
         return answer
 
 
@@ -51,19 +71,24 @@ def prepack(model: nn.Module, tokens: int) -> int:
         parent = model.get_submodule(place)
         layer = getattr(parent, leaf)
         if type(layer) is nn.Linear:  # else replaced already, under another name
-            setattr(parent, leaf, PrepackedLinear(layer, tokens, gelu=_takes_gelu(parent, leaf)))
+            setattr(parent, leaf, PrepackedLinear(layer, tokens, _take_activation(parent, leaf)))
             replaced += 1
         del layer
     return replaced
 
 
-def _takes_gelu(module: nn.Module, name: str) -> bool:
-    """Whether the layer's activation can be fused into it; if so, the module's own becomes a pass-through.
-
-    The modules of BERT's relatives that apply `intermediate_act_fn` to `dense` and do nothing else.
-    """
+def fusable_activation(module: Any) -> tuple[str, str] | None:
+    """Of a module of BERT's relatives that applies `intermediate_act_fn` to `dense` and does nothing else."""
     activation = getattr(module, "intermediate_act_fn", None)
-    if name != "dense" or not isinstance(activation, GELUActivation) or len(list(module.children())) != 2:
-        return False
+    if activation is None or len(list(module.children())) != 2 or not hasattr(module, "dense"):
+        return None
+    return _ACTIVATIONS.get(type(activation))
+
+
+def _take_activation(module: nn.Module, name: str) -> tuple[str, str]:
+    """The activation that can be fused into a layer of a module; the module's own then becomes a pass-through."""
+    activation = fusable_activation(module) if name == "dense" else None
+    if activation is None:
+        return _NO_ACTIVATION
     module.intermediate_act_fn = nn.Identity()
-    return True
+    return activation

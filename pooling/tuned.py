@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from pooling.encoder_layer import find_layers, fuse_layers
+from pooling.encoder_layers import find_layers, fuse_layers
 from pooling.prepacked import can_prepack, prepack
 
 # Sibling layers of transformers' models that are given the same tensor.
@@ -88,11 +89,11 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int
     elif dtype == torch.bfloat16 or not split:
         # In float32 it is for single texts, a tenth faster; a rank that has just room for its share is better without.
         # One product of 1,152 columns is hardly faster than three of 384: only what is called less often is merged.
-        layers = find_layers(model) if can_prepack(dtype) and not split else []
-        for layer in layers:
+        encoders = find_layers(model) if can_prepack(dtype) and not split else []
+        for layer in chain.from_iterable(encoders):
             merge(layer)
         prepack(model, tokens)
-        fuse_layers(model, layers)
+        fuse_layers(model, encoders)
     if device.type == "cuda" or dtype == torch.float32:
         # A CPU's bfloat16 norm is faster in the five operations of transformers.
         fuse_norms(model)

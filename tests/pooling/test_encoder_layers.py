@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from pooling.attention import NAME, Packing, bind
-from pooling.encoder_layer import EncoderLayer, find_layers
+from pooling.encoder_layers import EncoderLayers, find_layers
 from pooling.prepacked import PrepackedLinear
 from pooling.tuned import Part, tune
 
@@ -58,7 +58,7 @@ def test_it_answers_as_the_layer_it_stands_for(model: Any, config: Any, act: str
     ids = torch.randint(3, 99, (sum(LENGTHS),))
     expected = packed(layers, ids, LENGTHS)
     tune(layers, CPU, torch.float32, 64)
-    assert [type(layer) for layer in layers.encoder.layer] == [EncoderLayer, EncoderLayer]
+    assert [type(layer) for layer in layers.encoder.layer] == [EncoderLayers]
     torch.testing.assert_close(packed(layers, ids, LENGTHS), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_layer_it_stands_for() -> 
     theirs.bfloat16()
     off = (packed(theirs, ids, LENGTHS).float() - expected).norm()
     tune(theirs, CPU, torch.bfloat16, 64)
-    assert isinstance(theirs.encoder.layer[0], EncoderLayer)
+    assert isinstance(theirs.encoder.layer[0], EncoderLayers)
     assert (packed(theirs, ids, LENGTHS).float() - expected).norm() < 1.1 * off
 
 
@@ -84,8 +84,8 @@ def test_inputs_that_do_not_lie_packed_take_the_code_of_transformers() -> None:
     expected = model(input_ids=ids, attention_mask=mask)[0]
     tune(model, CPU, torch.float32, 64)
     called: list[int] = []
-    for layer in model.encoder.layer:
-        layer.layer.attention.register_forward_hook(lambda *_: called.append(1))
+    for layer in model.encoder.layer[0].layers:
+        layer.attention.register_forward_hook(lambda *_: called.append(1))
     bind(model)
     torch.testing.assert_close(model(input_ids=ids, attention_mask=mask)[0], expected, rtol=1e-5, atol=1e-5)
     assert len(called) == 2
@@ -97,11 +97,14 @@ def test_its_weights_are_those_of_the_layer_and_lie_in_memory_once() -> None:
     packs = {id(part) for part in model.modules() if isinstance(part, PrepackedLinear)}
     assert len(packs) == 2 * 4  # query, key and value are one; then the layer behind them, and two more
     assert not [part for part in model.modules() if type(part) is torch.nn.Linear]
-    for layer in model.encoder.layer:
-        own, theirs = layer._attended, layer.layer.attention.output
-        assert own._weight is theirs.dense.weight
-        assert own._scale.data_ptr() == theirs.LayerNorm.weight.data_ptr()
-        assert layer._project is layer.layer.attention.self.key.merged.linear
+    stack = model.encoder.layer[0]
+    for weights, layer in zip(stack._weights, stack.layers, strict=True):
+        theirs = layer.attention.output
+        places = [tensor.data_ptr() for tensor in weights[4:6]]
+        assert places == [theirs.LayerNorm.weight.data_ptr(), theirs.LayerNorm.bias.data_ptr()]
+        packs = [layer.attention.self.key.merged.linear, theirs.dense, layer.intermediate.dense, layer.output.dense]
+        for pack, weight in zip(packs, (weights[0], weights[2], weights[6], weights[8]), strict=True):
+            assert pack.weight is weight
 
 
 @pytest.mark.parametrize("kind", ["decoder", "float16", "one rank's share", "a linear layer of another kind"])
@@ -112,7 +115,7 @@ def test_a_layer_that_it_cannot_stand_for_stays_as_it_is(kind: str) -> None:
         for layer in model.encoder.layer:
             layer.output.dense = torch.nn.Sequential(layer.output.dense)
     tune(model.to(dtype), CPU, dtype, 64, split=kind == "one rank's share")
-    assert not [part for part in model.modules() if isinstance(part, EncoderLayer | Part)]
+    assert not [part for part in model.modules() if isinstance(part, EncoderLayers | Part)]
 
 
 def test_layers_that_only_look_alike_are_not_found() -> None:

@@ -1,0 +1,133 @@
+"""EncoderLayers: the layers of a model of BERT's kind on a CPU, as one call that does not come back to Python."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.camembert.modeling_camembert import CamembertLayer
+from transformers.models.electra.modeling_electra import ElectraLayer
+from transformers.models.roberta.modeling_roberta import RobertaLayer
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
+
+from pooling.attention import PackingSlot, plain_bytes, slot_of
+from pooling.full_attention import attend_merged
+from pooling.native import native
+from pooling.prepacked import PrepackedLinear, fusable_activation, linear
+
+# Attention, then what it is added to, normed; then the same with two linear layers. One copies the other's code.
+_KINDS = (BertLayer, RobertaLayer, XLMRobertaLayer, CamembertLayer, ElectraLayer)
+
+
+class EncoderLayers(nn.Module):
+    """Stands for all layers of a model, with their weights: hidden [1, tokens, dim] -> the same.
+
+    For small steps Python's part is as long as the products'. So a packed row
+    goes through all layers in compiled code, with one product for query, key
+    and value, and what is added is added in the product before it. Inputs that
+    do not lie packed, as in the check at start-up, take transformers' own code.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        own = layers[0].attention.self
+        self._heads, self._scale, self._eps = own.num_attention_heads, own.scaling, layers[0].output.LayerNorm.eps
+        self._activation = layers[0].intermediate.dense.activation
+        self._weights = [_weights(layer) for layer in layers]
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        slot: PackingSlot = slot_of(self)
+        if slot.packing is None:
+            for layer in self.layers:
+                hidden_states = layer(hidden_states, *args, **kwargs)
+            return hidden_states
+        activation, algorithm = self._activation
+        return _encode(
+            hidden_states[0],
+            self._weights,
+            self._heads,
+            slot.packing.rows,
+            self._scale,
+            self._eps,
+            activation,
+            algorithm,
+            plain_bytes(),
+        )[None]
+
+
+@native
+def _added(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
+) -> Tensor:
+    """LayerNorm(linear(x) + residual)"""
+    added = torch.ops.mkldnn._linear_pointwise(x, residual, weight, bias, "add")
+    return torch.layer_norm(added, [added.shape[1]], norm_weight, norm_bias, eps, False)
+
+
+@native
+def _encode(
+    x: Tensor,
+    layers: list[list[Tensor]],
+    heads: int,
+    groups: list[tuple[int, int, int, int]],
+    scale: float,
+    eps: float,
+    activation: str,
+    algorithm: str,
+    plain_bytes: int,
+) -> Tensor:
+    """x [tokens, dim] -> the same; layers: as _weights() lists them; groups: as attention.Group has it."""
+    tokens = x.shape[0]
+    for w in layers:
+        # [tokens, 3 * heads * head_dim] -> a view [3, heads, tokens, head_dim]
+        qkv = linear(x, w[0], w[1], "none", "").view(tokens, 3, heads, -1).permute(1, 2, 0, 3)
+        attended = attend_merged(qkv, groups, scale, plain_bytes).view(tokens, -1)
+        x = _added(attended, x, w[2], w[3], w[4], w[5], eps)
+        x = _added(linear(x, w[6], w[7], activation, algorithm), x, w[8], w[9], w[10], w[11], eps)
+    return x
+
+
+def _weights(layer: Any) -> list[Tensor]:
+    """In the order in which _encode() needs them: weight and bias of each linear layer and of the norms behind two."""
+    attended, inner, outer = layer.attention.output, layer.intermediate.dense, layer.output
+    answer: list[Tensor] = []
+    for dense, norm in (
+        (layer.attention.self.query.merged.linear, None),
+        (attended.dense, attended.LayerNorm),
+        (inner, None),
+        (outer.dense, outer.LayerNorm),
+    ):
+        answer += [dense.weight, dense.bias]
+        answer += [] if norm is None else [norm.weight.detach(), norm.bias.detach()]
+    return answer
+
+
+def find_layers(model: nn.Module) -> list[list[Any]]:
+    """The layers of each encoder in a model that EncoderLayers can stand for, once they are merged and prepacked."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    return [layers for layers in lists if all(type(layer) in _KINDS and _fits(layer) for layer in layers)]
+
+
+def fuse_layers(model: nn.Module, encoders: list[list[Any]]) -> None:
+    """Replaces in place the layers of encoders of a model whose linear layers are merged and prepacked."""
+    found = {id(layers[0]): layers for layers in encoders if all(map(_is_ready, layers))}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ModuleList) and len(child) and id(child[0]) in found:
+                setattr(parent, name, nn.ModuleList([EncoderLayers(found[id(child[0])])]))
+
+
+def _fits(layer: Any) -> bool:
+    own = layer.attention.self
+    dense = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    linear_layers = (own.query, own.key, own.value, *dense)
+    plain = all(type(each) is nn.Linear and each.bias is not None for each in linear_layers)
+    known = fusable_activation(layer.intermediate) is not None
+    return plain and known and not layer.is_decoder and not layer.add_cross_attention
+
+
+def _is_ready(layer: Any) -> bool:
+    dense = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    return hasattr(layer.attention.self.query, "merged") and all(type(each) is PrepackedLinear for each in dense)
