@@ -49,14 +49,17 @@ class Vitals:
 class Answer(Awaitable[PooledOutput], Protocol):
     """A call that is under way at an engine replica."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> object: ...
 
 
 class Engines(Protocol):
     """The engine replicas of one model, wherever they run; deployments/engines.py has those in Serve."""
 
-    def send(self, batch: PackedBatch) -> Answer:
-        """Starts the call at one replica; waits for one to start if there is none."""
+    def send(self, batch: PackedBatch, alone: bool = False) -> Answer:
+        """Starts the call at one replica; waits for one to start if there is none.
+
+        alone: it shares its call with no other batch.
+        """
         ...
 
     async def vitals(self, timeout_s: float) -> list[Vitals]:
@@ -119,24 +122,25 @@ class EngineClient:
         return self._step_tokens
 
     async def _slice(self, batch: PackedBatch) -> PooledOutput:
-        for pause_s in _PAUSES_S:
+        for attempt, pause_s in enumerate(_PAUSES_S):
             try:
-                return await self._once(batch)
+                # Again alone: if another batch of its call brought the replica down, that must not happen to it twice.
+                return await self._once(batch, alone=attempt > 0)
             except EngineDead as lost:
                 self.lost_slices += 1
                 log.warning("a replica was lost with %d inputs, sending them again: %s", len(batch), lost)
             await asyncio.sleep(pause_s)
         try:
-            return await self._once(batch)
+            return await self._once(batch, alone=True)
         except EngineDead as lost:
             self.lost_slices += 1
             raise Unavailable(
                 f"the engine failed {len(_PAUSES_S) + 1} times under this request, the last time because: {lost.detail}"
             ) from lost
 
-    async def _once(self, batch: PackedBatch) -> PooledOutput:
+    async def _once(self, batch: PackedBatch, alone: bool) -> PooledOutput:
         try:
-            answer = self._engines.send(batch)
+            answer = self._engines.send(batch, alone)
             try:
                 return await answer
             except asyncio.CancelledError:

@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.broadcast import ask_all
 from deployments.dispatch import Answer, Vitals
+from deployments.parcels import MOST_REQUESTS, SMALL_TOKENS, ManyAnswers, Parcels
 from pooling.loading.card import ModelCard
 from pooling.request import PackedBatch
 from pooling.tasks import TASKS, parts_of
@@ -16,22 +17,31 @@ from pooling.tasks import TASKS, parts_of
 # Serve's gRPC path refuses messages over 4 MiB, unless told otherwise on every node; larger ones
 # go through Ray's object store, which takes any size and is as fast for them.
 _LARGE_BYTES = 2 * 2**20
+# As many of these as a parcel takes stay below that.
+_SMALL_BYTES = _LARGE_BYTES // MOST_REQUESTS
+# Calls with small requests that an engine has at once: its cores or streams each have one, and the next lies ready.
+_CALLS = 4
 _FLOAT32_BYTES = 4
 
 
 class ServeEngines:
     """Sends batches to the replicas of one deployment; deployments/token_router.py chooses which."""
 
-    def __init__(self, handle: "DeploymentHandle[Any]", card: ModelCard) -> None:
+    def __init__(self, handle: "DeploymentHandle[Any]", card: ModelCard, replicas: int = 1) -> None:
+        """replicas: how many there are at most."""
         self._handle = handle
         self._card = card
         # pickle is what cloudpickle falls back to for data; it is several times faster to start.
-        self._pool = handle.options(method_name="pool", request_serialization="pickle", response_serialization="pickle")
+        by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
+        self._pool, pool_all = by_value.options(method_name="pool"), by_value.options(method_name="pool_all")
+        self._parcels = Parcels(lambda batches: cast(ManyAnswers, pool_all.remote(batches)), replicas * _CALLS)
         self._pool_by_reference = handle.options(method_name="pool", _by_reference=True)
 
-    def send(self, batch: PackedBatch) -> Answer:
-        large = max(batch.ids.nbytes + image_bytes(batch), answer_bytes(batch, self._card)) > _LARGE_BYTES
-        pool = self._pool_by_reference if large else self._pool
+    def send(self, batch: PackedBatch, alone: bool = False) -> Answer:
+        size = max(batch.ids.nbytes + image_bytes(batch), answer_bytes(batch, self._card))
+        if not alone and batch.tokens <= SMALL_TOKENS and size <= _SMALL_BYTES:
+            return self._parcels.add(batch)
+        pool = self._pool_by_reference if size > _LARGE_BYTES else self._pool
         return cast(Answer, pool.remote(batch))
 
     async def vitals(self, timeout_s: float) -> list[Vitals]:

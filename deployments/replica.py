@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from deployments.dispatch import Vitals
 from deployments.logs import show_log
 from deployments.scaling import QUEUED_TOKENS
 from pooling.config import ModelSpec
-from pooling.errors import EngineDead
+from pooling.errors import EngineDead, EngineFailure, PoolingError
 from pooling.request import PackedBatch, PooledOutput
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ class EngineReplica:
         except EngineDead:
             self._end()
             raise
+
+    async def pool_all(self, batches: Sequence[PackedBatch]) -> list[PooledOutput | PoolingError]:
+        """The answer to each batch, or the error that it alone has."""
+        return await asyncio.gather(*map(self._answer, batches))
+
+    async def _answer(self, batch: PackedBatch) -> PooledOutput | PoolingError:
+        try:
+            return await self.pool(batch)
+        except PoolingError as error:
+            return error
+        except Exception as error:
+            log.error("a request failed in a way that is not known", exc_info=error)
+            return EngineFailure("the engine failed")
 
     async def check_health(self) -> None:
         """Called by Serve every two seconds. Raises EngineDead when the engine has failed, e.g. while idle."""

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter, defaultdict
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -85,6 +85,7 @@ def _chosen(pending_request: PendingRequest) -> str:
 
 
 def _tokens(pending_request: PendingRequest | None) -> int:
-    """Of the batch that a call carries; 0 for the few that carry none."""
+    """Of the batches that a call carries; 0 for the few that carry none."""
     arguments: list[Any] = [] if pending_request is None else pending_request.args
-    return next((argument.tokens for argument in arguments if isinstance(argument, PackedBatch)), 0)
+    batches = chain.from_iterable(each if isinstance(each, list) else [each] for each in arguments)
+    return sum(batch.tokens for batch in batches if isinstance(batch, PackedBatch))

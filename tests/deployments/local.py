@@ -19,7 +19,7 @@ class LocalEngines:
         self.engine = engine
         self.sent: list[PackedBatch] = []
 
-    def send(self, batch: PackedBatch) -> "asyncio.Task[PooledOutput]":
+    def send(self, batch: PackedBatch, alone: bool = False) -> "asyncio.Task[PooledOutput]":
         self.sent.append(batch)
         return asyncio.ensure_future(self.engine.pool(batch))
 

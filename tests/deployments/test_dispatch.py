@@ -29,10 +29,12 @@ class LocalEngines:
         self.engine = engine
         self.faults: list[Fault] = []
         self.sent: list[PackedBatch] = []
+        self.alone: list[bool] = []
         self.cancelled = 0
 
-    def send(self, batch: PackedBatch) -> "asyncio.Task[PooledOutput]":
+    def send(self, batch: PackedBatch, alone: bool = False) -> "asyncio.Task[PooledOutput]":
         self.sent.append(batch)
+        self.alone.append(alone)
         return asyncio.ensure_future(self._answer(batch))
 
     async def vitals(self, timeout_s: float) -> list[Vitals]:
@@ -118,6 +120,13 @@ async def test_a_slice_whose_replica_is_lost_is_sent_again(
     output = await EngineClient(engines, replicas=1).pool(batch)
     assert len(engines.sent) == 2 + 2  # two slices, of which one or both were lost, twice in all
     np.testing.assert_allclose(output.data, (await engines.engine.pool(batch)).data, atol=2e-6)
+
+
+async def test_what_is_sent_again_shares_no_call(engines: LocalEngines, batch: PackedBatch) -> None:
+    """Another request of its call may be what brought the replica down."""
+    engines.faults = [fault(ActorDiedError())] * 2
+    await EngineClient(engines, replicas=1).pool(batch.slice(0, 1))
+    assert engines.alone == [False, True, True]
 
 
 async def test_after_three_losses_the_caller_is_told(engines: LocalEngines, batch: PackedBatch) -> None:

@@ -1,0 +1,264 @@
+"""Small requests travel together: who waits, what goes with what, and that each gets its own answer or error."""
+
+import asyncio
+from collections.abc import Sequence
+from contextvars import ContextVar
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from deployments import parcels
+from deployments.engines import ServeEngines
+from deployments.parcels import Parcels
+from deployments.replica import EngineReplica
+from pooling.errors import EngineDead, EngineFailure, InputTooLong, NonFiniteResult
+from pooling.request import PackedBatch, PooledOutput
+from tests.echo import CARD, POISON, EchoRunner, batch, engine_of, until
+
+
+class Calls:
+    """A replica whose calls are answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[PackedBatch]] = []
+        self.answers: list[asyncio.Future[Sequence[PooledOutput | Exception]]] = []
+
+    def __call__(self, batches: list[PackedBatch]) -> "asyncio.Future[Sequence[PooledOutput | Exception]]":
+        self.sent.append(batches)
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return self.answers[-1]
+
+    def answer(self, number: int) -> None:
+        self.answers[number].set_result([answer_to(each) for each in self.sent[number]])
+
+    @property
+    def names(self) -> list[list[int]]:
+        return [[int(each.ids[0]) for each in batches] for batches in self.sent]
+
+
+def answer_to(asked: PackedBatch) -> PooledOutput:
+    return PooledOutput(np.array([[asked.ids[0]]], np.float32))
+
+
+@pytest.fixture(autouse=True)
+def _held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcels, "_HOLD_S", 60.0)
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_request_alone_is_sent_at_once_and_others_wait_until_a_call_returns(calls: Calls) -> None:
+    sending = Parcels(calls, 2)
+    futures = [sending.add(batch([number])) for number in range(1, 6)]
+    await settle()
+    assert calls.names == [[1], [2]]
+    calls.answer(1)
+    await settle()
+    assert calls.names == [[1], [2], [3, 4, 5]]
+    calls.answer(2)
+    calls.answer(0)
+    assert [float((await future).data[0, 0]) for future in futures] == [1, 2, 3, 4, 5]
+    await settle()
+    sending.add(batch([6]))
+    await settle()
+    assert calls.names[3:] == [[6]]
+
+
+async def test_nobody_waits_longer_than_the_hold_although_no_call_returns(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "_HOLD_S", 0.001)
+    sending = Parcels(calls, 1)
+    for number in range(1, 4):
+        sending.add(batch([number]))
+    await until(lambda: len(calls.sent) == 2)
+    assert calls.names == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [([600] * 3, [1, 1, 1]), ([500] * 3, [2, 1]), ([5] * 70, [32, 32, 6]), ([2_000, 5], [1, 1])],
+)
+async def test_a_parcel_has_at_most_so_many_tokens_and_requests(
+    calls: Calls, lengths: list[int], expected: list[int]
+) -> None:
+    sending = Parcels(calls, 1)
+    for length in [1, *lengths]:
+        sending.add(batch([1] * length))
+    await settle()
+    for number in range(len(expected)):
+        calls.answer(number)
+        await settle()
+    assert [len(each) for each in calls.sent[1:]] == expected
+
+
+async def test_the_error_of_one_is_not_that_of_the_others(calls: Calls) -> None:
+    sending = Parcels(calls, 1)
+    sending.add(batch([9]))
+    futures = [sending.add(batch([number])) for number in range(1, 4)]
+    await settle()
+    calls.answer(0)
+    await settle()
+    refused = InputTooLong("too long", "input")
+    calls.answers[1].set_result([answer_to(batch([1])), refused, answer_to(batch([3]))])
+    answers = await asyncio.gather(*futures, return_exceptions=True)
+    assert answers[1] is refused
+    assert [float(answers[place].data[0, 0]) for place in (0, 2)] == [1, 3]  # type: ignore[union-attr]
+
+
+async def test_a_call_that_fails_fails_its_own_requests_and_the_next_goes_on(calls: Calls) -> None:
+    sending = Parcels(calls, 1)
+    first = sending.add(batch([1]))
+    others = [sending.add(batch([number])) for number in (2, 3)]
+    await settle()
+    calls.answers[0].set_exception(ConnectionError("gone"))
+    with pytest.raises(ConnectionError):
+        await first
+    await settle()
+    calls.answer(1)
+    assert [float((await future).data[0, 0]) for future in others] == [2, 3]
+
+
+async def test_who_leaves_while_waiting_is_not_sent(calls: Calls) -> None:
+    sending = Parcels(calls, 1)
+    sending.add(batch([1]))
+    gone, stays = sending.add(batch([2])), sending.add(batch([3]))
+    gone.cancel()
+    await settle()
+    calls.answer(0)
+    await settle()
+    assert calls.names == [[1], [3]]
+    calls.answer(1)
+    assert float((await stays).data[0, 0]) == 3
+
+
+async def test_a_call_is_cancelled_when_all_who_are_in_it_have_left(calls: Calls) -> None:
+    sending = Parcels(calls, 1)
+    sending.add(batch([1]))
+    two = [sending.add(batch([number])) for number in (2, 3)]
+    await settle()
+    calls.answer(0)
+    await settle()
+    two[0].cancel()
+    await settle()
+    assert not calls.answers[1].cancelled()
+    two[1].cancel()
+    await settle()
+    assert calls.answers[1].cancelled()
+    sending.add(batch([4]))
+    await settle()
+    assert calls.names[2:] == [[4]]  # its place is free again
+
+
+async def test_who_is_left_when_a_call_is_cancelled_is_to_be_sent_again(calls: Calls) -> None:
+    sending = Parcels(calls, 1)
+    future = sending.add(batch([1]))
+    await settle()
+    calls.answers[0].cancel()
+    with pytest.raises(EngineDead):
+        await future
+
+
+async def test_a_call_belongs_to_no_request(calls: Calls) -> None:
+    """Serve knows by the context which request made a call, and cancels the call when that request's client leaves."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    def send(batches: list[PackedBatch]) -> "asyncio.Future[Sequence[PooledOutput | Exception]]":
+        seen.append(request.get())
+        return calls(batches)
+
+    sending = Parcels(send, 1)
+    request.set("the first")
+    sending.add(batch([1]))
+    sending.add(batch([2]))
+    await settle()
+    calls.answer(0)
+    await settle()
+    assert seen == ["none", "none"]
+
+
+def replica_over(runner: EchoRunner) -> Any:
+    replica = object.__new__(EngineReplica)
+    replica._engine, replica._ending = engine_of(runner), True  # so that it does not end this process
+    return replica
+
+
+async def test_a_replica_answers_each_request_of_a_call_or_says_why_not() -> None:
+    replica = replica_over(EchoRunner())
+    good, bad = await replica.pool_all([batch([4, 6]), batch([POISON])])
+    assert float(good.data[0, 0]) == 5
+    assert isinstance(bad, NonFiniteResult)
+
+
+async def test_a_request_that_fails_by_a_fault_of_ours_takes_no_other_along() -> None:
+    replica = replica_over(EchoRunner())
+    answers = await replica.pool_all([batch([4, 6]), None])
+    assert float(answers[0].data[0, 0]) == 5
+    assert isinstance(answers[1], EngineFailure)
+    assert answers[1].detail == "the engine failed"
+
+
+async def test_a_replica_whose_engine_fails_says_so_for_each_request() -> None:
+    runner = EchoRunner()
+    replica, ended = replica_over(runner), []
+    replica._end = lambda: ended.append(1)
+    runner.fault = ValueError("a broken kernel")
+    answers = await replica.pool_all([batch([1]), batch([2])])
+    assert [type(answer) for answer in answers] == [EngineDead, EngineDead]
+    assert ended
+
+
+class Handle:
+    """A Serve handle that keeps what is sent, by method."""
+
+    def __init__(self, sent: list[tuple[str, Any]], method: str = "", by_reference: bool = False) -> None:
+        self._sent, self._method, self._by_reference = sent, method, by_reference
+
+    def options(self, method_name: str | None = None, _by_reference: bool = False, **_: str) -> "Handle":
+        return Handle(self._sent, method_name or self._method, _by_reference)
+
+    def remote(self, asked: Any) -> "asyncio.Future[Any]":
+        self._sent.append((self._method + " by reference" * self._by_reference, asked))
+        return asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize(
+    ("asked", "way"),
+    [
+        (batch([1] * 256), "pool_all"),
+        (batch([1] * 257), "pool"),
+        (batch(*[[1]] * 200), "pool_all"),
+        (batch([1] * 600_000), "pool by reference"),
+    ],
+)
+async def test_only_small_requests_travel_in_parcels(asked: PackedBatch, way: str) -> None:
+    sent: list[tuple[str, Any]] = []
+    engines = ServeEngines(cast(Any, Handle(sent)), CARD)
+    answer = engines.send(asked)
+    await settle()
+    assert [method for method, _ in sent] == [way]
+    answer.cancel()
+
+
+async def test_a_small_request_can_be_sent_alone() -> None:
+    sent: list[tuple[str, Any]] = []
+    ServeEngines(cast(Any, Handle(sent)), CARD).send(batch([1]), alone=True)
+    assert [method for method, _ in sent] == ["pool"]
+
+
+async def test_a_small_request_with_a_large_answer_travels_alone() -> None:
+    wide = SimpleNamespace(poolers={"token_embed": SimpleNamespace(width=4_096)})
+    sent: list[tuple[str, Any]] = []
+    ServeEngines(cast(Any, Handle(sent)), cast(Any, wide)).send(batch([1] * 100, task="token_embed"))
+    assert [method for method, _ in sent] == ["pool"]
