@@ -37,13 +37,18 @@ _PROBE_LASTS_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What one engine replica says of itself. steps: how large its steps were, in `inputs` and in `tokens`."""
+    """What one engine replica says of itself.
+
+    steps: how large its steps were, in `inputs` and in `tokens`. places: how many
+    steps it computes at the same time.
+    """
 
     replica: str
     healthy: bool
     max_batch_tokens: int
     stats: dict[str, float]
     steps: dict[str, StepSizes] = field(default_factory=dict)
+    places: int = 1
 
 
 class Answer(Awaitable[PooledOutput], Protocol):

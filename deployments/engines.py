@@ -1,6 +1,9 @@
 """ServeEngines: a model's engine replicas behind a Serve handle."""
 
 import asyncio
+import math
+import time
+from contextvars import Context
 from typing import Any, cast
 
 from ray.exceptions import RayError
@@ -19,27 +22,32 @@ from pooling.tasks import TASKS, parts_of
 _LARGE_BYTES = 2 * 2**20
 # As many of these as a parcel takes stay below that.
 _SMALL_BYTES = _LARGE_BYTES // MOST_REQUESTS
-# Calls with small requests that an engine has at once: its cores or streams each have one, and the next lies ready.
-_CALLS = 4
+# Of the calls with small requests that a replica has, one computes in each place and the next lies ready.
+_CALLS_PER_PLACE = 2
+_FEWEST_CALLS = 4
+# How often replicas are asked what they can take, while small requests come.
+_ASK_S = 10.0
 _FLOAT32_BYTES = 4
 
 
 class ServeEngines:
     """Sends batches to the replicas of one deployment; deployments/token_router.py chooses which."""
 
-    def __init__(self, handle: "DeploymentHandle[Any]", card: ModelCard, replicas: int = 1) -> None:
-        """replicas: how many there are at most."""
+    def __init__(self, handle: "DeploymentHandle[Any]", card: ModelCard) -> None:
         self._handle = handle
         self._card = card
         # pickle is what cloudpickle falls back to for data; it is several times faster to start.
         by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
         self._pool, pool_all = by_value.options(method_name="pool"), by_value.options(method_name="pool_all")
-        self._parcels = Parcels(lambda batches: cast(ManyAnswers, pool_all.remote(batches)), replicas * _CALLS)
+        self._parcels = Parcels(lambda batches: cast(ManyAnswers, pool_all.remote(batches)))
+        self._asking: asyncio.Task[list[Vitals]] | None = None
+        self._asked = -math.inf
         self._pool_by_reference = handle.options(method_name="pool", _by_reference=True)
 
     def send(self, batch: PackedBatch, alone: bool = False) -> Answer:
         size = max(batch.ids.nbytes + image_bytes(batch), answer_bytes(batch, self._card))
         if not alone and batch.tokens <= SMALL_TOKENS and size <= _SMALL_BYTES:
+            self._ask_now_and_then()
             return self._parcels.add(batch)
         pool = self._pool_by_reference if size > _LARGE_BYTES else self._pool
         return cast(Answer, pool.remote(batch))
@@ -48,8 +56,23 @@ class ServeEngines:
         try:
             answers: list[Vitals] = await ask_all(self._handle, "vitals", timeout_s / 2)
         except TimeoutError:
-            return await self._any_vitals(timeout_s / 2)
+            answers = await self._any_vitals(timeout_s / 2)
+        self._fit(answers)
         return answers
+
+    def _ask_now_and_then(self) -> None:
+        """In a context of its own, for the same reason as a parcel."""
+        if time.monotonic() - self._asked > _ASK_S:
+            self._asked = time.monotonic()
+            asking = self.vitals(_ASK_S / 2)
+            self._asking = asyncio.get_running_loop().create_task(asking, context=Context())
+
+    def _fit(self, replicas: list[Vitals]) -> None:
+        """As many calls as all replicas have room for; together they hold about two steps of each."""
+        if replicas:
+            calls = [max(_FEWEST_CALLS, _CALLS_PER_PLACE * one.places) for one in replicas]
+            tokens = [2 * one.max_batch_tokens // each for one, each in zip(replicas, calls, strict=True)]
+            self._parcels.fit(sum(calls), min(tokens))
 
     async def _any_vitals(self, timeout_s: float) -> list[Vitals]:
         """Those of one replica that Serve finds responsive, when another hangs."""

@@ -1,20 +1,19 @@
 """Parcels: small requests that wait at the same moment travel to an engine in one call."""
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from pooling.errors import EngineDead
+from pooling.errors import EngineDead, EngineFailure
 from pooling.request import PackedBatch, PooledOutput
 
 # A call of Ray Serve costs router and replica 1.5 ms of processor time together (docs/benchmarks.md); to compute a
 # larger request takes many times as long, and would hold up the others of its call.
 SMALL_TOKENS = 256
-# A parcel is answered when the last of its requests is: it should fit into a step.
-_MOST_TOKENS = 1_024
 MOST_REQUESTS = 32
 # A request that waits for others is sent after so long, whatever the calls under way do.
 _HOLD_S = 0.005
@@ -28,81 +27,114 @@ class ManyAnswers(Awaitable[Answers], Protocol):
     def cancel(self) -> object: ...
 
 
+class _Waiting(NamedTuple):
+    batch: PackedBatch
+    future: asyncio.Future[PooledOutput]
+    since: float
+
+
 class Parcels:
     """Sends requests at once while few calls are under way; else together with others, when one has returned.
 
     So a request alone waits for nobody, and the more there are, the fewer calls
-    each of them costs. One that fails does not touch the others of its call; a
-    call that fails, fails all of them. For one event loop.
+    each of them costs. A parcel is answered when the last of its requests is: so
+    it holds such as take about as long, in all no more than are computed at once.
+    One that fails does not touch the others; a call that fails, fails all of
+    them. For one event loop.
     """
 
-    def __init__(self, send: Callable[[list[PackedBatch]], ManyAnswers], calls: int) -> None:
-        """calls: how many may be under way before requests wait for one to return."""
-        self._send, self._calls = send, calls
-        self._waiting: deque[tuple[PackedBatch, asyncio.Future[PooledOutput]]] = deque()
+    def __init__(self, send: Callable[[list[PackedBatch]], ManyAnswers]) -> None:
+        self._send = send
+        self.fit(calls=4, tokens=512)
+        self._queues: defaultdict[int, deque[_Waiting]] = defaultdict(deque)
         self._under_way: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+
+    def fit(self, calls: int, tokens: int) -> None:
+        """calls: so many may be under way before requests wait for one to return. tokens: of a parcel, at most."""
+        self._calls, self._tokens = calls, tokens
 
     def add(self, batch: PackedBatch) -> asyncio.Future[PooledOutput]:
         """The answer to come. Cancelling it cancels the call, if all others of it are cancelled or answered too."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[PooledOutput] = loop.create_future()
-        self._waiting.append((batch, future))
-        if len(self._under_way) < self._calls:
-            self._start()
-        elif self._timer is None:
-            self._timer = loop.call_later(_HOLD_S, self._start)
+        self._queues[_class_of(batch.tokens)].append(_Waiting(batch, future, loop.time()))
+        self._go()
         return future
 
-    def _start(self) -> None:
-        """Sends what waits, as far as it fits into a parcel."""
-        batches: list[PackedBatch] = []
-        futures: list[asyncio.Future[PooledOutput]] = []
-        tokens = 0
-        while self._waiting and len(batches) < MOST_REQUESTS:
-            batch, future = self._waiting[0]
-            if not future.done():  # else its caller has left
-                if batches and tokens + batch.tokens > _MOST_TOKENS:
-                    break
-                batches.append(batch)
-                futures.append(future)
-                tokens += batch.tokens
-            self._waiting.popleft()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(_HOLD_S, self._start)
-        if batches:
+    def _go(self) -> None:
+        """Sends what may be sent, and looks again when the oldest of the rest has waited long enough."""
+        loop = asyncio.get_running_loop()
+        while (queue := self._oldest()) is not None:
+            due = queue[0].since + _HOLD_S
+            if len(self._under_way) >= self._calls and loop.time() < due:
+                if self._timer is None:
+                    self._timer = loop.call_at(due, self._look_again)
+                return
             # In a context of its own: Serve cancels the calls that were made in a request's when its client leaves.
-            task = asyncio.get_running_loop().create_task(self._deliver(batches, futures), context=Context())
+            task = loop.create_task(self._deliver(self._take(queue)), context=Context())
             self._under_way.add(task)
             task.add_done_callback(self._ended)
 
+    def _look_again(self) -> None:
+        self._timer = None
+        self._go()
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if self._waiting and len(self._under_way) < self._calls:
-            self._start()
+        self._go()
 
-    async def _deliver(self, batches: list[PackedBatch], futures: list[asyncio.Future[PooledOutput]]) -> None:
+    def _oldest(self) -> deque[_Waiting] | None:
+        """The queue whose first request has waited longest; callers that have left are forgotten."""
+        for kind, queue in list(self._queues.items()):
+            while queue and queue[0].future.done():
+                queue.popleft()
+            if not queue:
+                del self._queues[kind]
+        return min(self._queues.values(), key=lambda queue: queue[0].since, default=None)
+
+    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
+        parcel = [queue.popleft()]
+        tokens = parcel[0].batch.tokens
+        while queue and len(parcel) < MOST_REQUESTS:
+            if not queue[0].future.done():
+                tokens += queue[0].batch.tokens
+                if tokens > self._tokens:
+                    break
+                parcel.append(queue[0])
+            queue.popleft()
+        return parcel
+
+    async def _deliver(self, parcel: list[_Waiting]) -> None:
+        futures = [each.future for each in parcel]
+        sent = asyncio.get_running_loop().time()
+        answers: Answers
         if all(future.done() for future in futures):
             return
         try:
-            call = self._send(batches)
+            call = self._send([each.batch for each in parcel])
             for future in futures:
                 future.add_done_callback(partial(_leave, call, futures))
             answers = await call
+            if len(answers) != len(parcel):
+                raise EngineFailure(f"{len(answers)} answers came for {len(parcel)} requests")
         except asyncio.CancelledError:  # by the replica, which stops: of those who are left nobody asked for that
-            answers = [EngineDead("the call was cancelled")] * len(batches)
+            answers = [EngineDead("the call was cancelled")] * len(parcel)
         except Exception as error:
-            answers = [error] * len(batches)
-        for future, answer in zip(futures, answers, strict=True):
-            if future.done():  # its caller has left
+            answers = [error] * len(parcel)
+        for each, answer in zip(parcel, answers, strict=True):
+            if each.future.done():  # its caller has left
                 continue
             if isinstance(answer, Exception):
-                future.set_exception(answer)
+                each.future.set_exception(answer)
             else:
-                future.set_result(answer)
+                waited = replace(answer.timing, queue_s=answer.timing.queue_s + sent - each.since)
+                each.future.set_result(replace(answer, timing=waited))
+
+
+def _class_of(tokens: int) -> int:
+    """The same for requests of which none has four times as many tokens as another."""
+    return (tokens.bit_length() + 1) // 2
 
 
 def _leave(

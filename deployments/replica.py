@@ -74,7 +74,7 @@ class EngineReplica:
         engine = self._engine
         replica = serve.get_replica_context().replica_id.unique_id
         steps = {"inputs": engine.step_inputs, "tokens": engine.step_tokens}
-        return Vitals(replica, engine.healthy, engine.max_batch_tokens, dict(engine.stats()), steps)
+        return Vitals(replica, engine.healthy, engine.max_batch_tokens, dict(engine.stats()), steps, engine.places)
 
     def _end(self) -> None:
         """Ends this process: a replica that fails fast looks idle, so it would attract the traffic of the others.

@@ -54,10 +54,7 @@ class Router(PythonApi):
         self._may_sleep = {model.served_name for model in config.models if model.may_sleep}
         intakes = await asyncio.to_thread(load_intakes, config)
         handles = [engines[model.deployment_name] for model in config.models]
-        replicas = [
-            ServeEngines(handle, intake.card, model.most_replicas)
-            for handle, intake, model in zip(handles, intakes, config.models, strict=True)
-        ]
+        replicas = [ServeEngines(handle, intake.card) for handle, intake in zip(handles, intakes, strict=True)]
         self._serve(config, intakes, replicas)
 
     def _serve(self, config: ServiceConfig, intakes: Sequence["Intake"], engines: Sequence[Engines]) -> None:

@@ -107,7 +107,8 @@ def _weights(layer: Any) -> list[Tensor]:
 def find_layers(model: nn.Module) -> list[list[Any]]:
     """The layers of each encoder in a model that EncoderLayers can stand for, once they are merged and prepacked."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    return [layers for layers in lists if all(type(layer) in _KINDS and _fits(layer) for layer in layers)]
+    encoders = [layers for layers in lists if all(type(layer) in _KINDS and _fits(layer) for layer in layers)]
+    return [layers for layers in encoders if len(set(map(_constants, layers))) == 1]
 
 
 def fuse_layers(model: nn.Module, encoders: list[list[Any]]) -> None:
@@ -119,13 +120,20 @@ def fuse_layers(model: nn.Module, encoders: list[list[Any]]) -> None:
                 setattr(parent, name, nn.ModuleList([EncoderLayers(found[id(child[0])])]))
 
 
+def _constants(layer: Any) -> tuple[Any, ...]:
+    """What EncoderLayers knows of the first layer and takes for that of all."""
+    own, norms = layer.attention.self, (layer.attention.output.LayerNorm, layer.output.LayerNorm)
+    return own.num_attention_heads, own.scaling, fusable_activation(layer.intermediate), norms[0].eps, norms[1].eps
+
+
 def _fits(layer: Any) -> bool:
     own = layer.attention.self
     dense = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
     linear_layers = (own.query, own.key, own.value, *dense)
     plain = all(type(each) is nn.Linear and each.bias is not None for each in linear_layers)
     known = fusable_activation(layer.intermediate) is not None
-    return plain and known and not layer.is_decoder and not layer.add_cross_attention
+    one_eps = layer.attention.output.LayerNorm.eps == layer.output.LayerNorm.eps
+    return plain and known and one_eps and not layer.is_decoder and not layer.add_cross_attention
 
 
 def _is_ready(layer: Any) -> bool:

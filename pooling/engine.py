@@ -67,6 +67,7 @@ class Engine:
         runner = device.runner
         self.card: ModelCard = runner.card
         self.max_batch_tokens = runner.max_batch_tokens
+        self.places = runner.lanes  # how many steps it computes at the same time
         self.failure: str | None = None
         self.lost = threading.Event()  # the process of a part of the runner has ended
         self._runner, self._step_timeout_s = runner, step_timeout_s

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from deployments import parcels
+from deployments.dispatch import EngineClient, Vitals
 from deployments.engines import ServeEngines
 from deployments.parcels import Parcels
 from deployments.replica import EngineReplica
-from pooling.errors import EngineDead, EngineFailure, InputTooLong, NonFiniteResult
+from pooling.errors import EngineDead, EngineFailure, InputTooLong, NonFiniteResult, Unavailable
 from pooling.request import PackedBatch, PooledOutput
 from tests.echo import CARD, POISON, EchoRunner, batch, engine_of, until
 
@@ -52,13 +53,19 @@ def calls() -> Calls:
     return Calls()
 
 
+def over(send: Any, calls: int) -> Parcels:
+    sending = Parcels(send)
+    sending.fit(calls, tokens=1_024)
+    return sending
+
+
 async def settle() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 async def test_a_request_alone_is_sent_at_once_and_others_wait_until_a_call_returns(calls: Calls) -> None:
-    sending = Parcels(calls, 2)
+    sending = over(calls, 2)
     futures = [sending.add(batch([number])) for number in range(1, 6)]
     await settle()
     assert calls.names == [[1], [2]]
@@ -78,11 +85,47 @@ async def test_nobody_waits_longer_than_the_hold_although_no_call_returns(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parcels, "_HOLD_S", 0.001)
-    sending = Parcels(calls, 1)
-    for number in range(1, 4):
-        sending.add(batch([number]))
-    await until(lambda: len(calls.sent) == 2)
-    assert calls.names == [[1], [2, 3]]
+    sending = over(calls, 1)
+    for _ in range(1 + 3 * parcels.MOST_REQUESTS):
+        sending.add(batch([1]))
+    await until(lambda: len(calls.sent) > 1)
+    await settle()
+    assert len(calls.sent) == 4  # all that were due, and not one parcel a hold
+
+
+async def test_requests_that_differ_much_in_length_do_not_wait_for_each_other(calls: Calls) -> None:
+    sending = over(calls, 1)
+    for length in (1, 200, 8, 250, 10, 9):
+        sending.add(batch([length] + [1] * (length - 1)))
+    await settle()
+    for number in range(3):
+        calls.answer(number)
+        await settle()
+    assert calls.names == [[1], [200, 250], [8, 10, 9]]
+
+
+async def test_the_time_that_a_request_was_held_is_told_as_time_in_the_queue(calls: Calls) -> None:
+    sending = over(calls, 1)
+    now = sending.add(batch([1]))
+    held = sending.add(batch([2]))
+    await asyncio.sleep(0.02)
+    for number in range(2):
+        calls.answer(number)
+        await settle()
+    assert (await held).timing.queue_s >= 0.02
+    assert (await now).timing.queue_s < (await held).timing.queue_s
+
+
+async def test_a_call_with_too_few_answers_fails_all_its_requests(calls: Calls) -> None:
+    sending = over(calls, 1)
+    sending.add(batch([9]))
+    futures = [sending.add(batch([number])) for number in (1, 2)]
+    await settle()
+    calls.answer(0)
+    await settle()
+    calls.answers[1].set_result([answer_to(batch([1]))])
+    answers = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [EngineFailure, EngineFailure]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +135,7 @@ async def test_nobody_waits_longer_than_the_hold_although_no_call_returns(
 async def test_a_parcel_has_at_most_so_many_tokens_and_requests(
     calls: Calls, lengths: list[int], expected: list[int]
 ) -> None:
-    sending = Parcels(calls, 1)
+    sending = over(calls, 1)
     for length in [1, *lengths]:
         sending.add(batch([1] * length))
     await settle()
@@ -103,7 +146,7 @@ async def test_a_parcel_has_at_most_so_many_tokens_and_requests(
 
 
 async def test_the_error_of_one_is_not_that_of_the_others(calls: Calls) -> None:
-    sending = Parcels(calls, 1)
+    sending = over(calls, 1)
     sending.add(batch([9]))
     futures = [sending.add(batch([number])) for number in range(1, 4)]
     await settle()
@@ -117,7 +160,7 @@ async def test_the_error_of_one_is_not_that_of_the_others(calls: Calls) -> None:
 
 
 async def test_a_call_that_fails_fails_its_own_requests_and_the_next_goes_on(calls: Calls) -> None:
-    sending = Parcels(calls, 1)
+    sending = over(calls, 1)
     first = sending.add(batch([1]))
     others = [sending.add(batch([number])) for number in (2, 3)]
     await settle()
@@ -130,7 +173,7 @@ async def test_a_call_that_fails_fails_its_own_requests_and_the_next_goes_on(cal
 
 
 async def test_who_leaves_while_waiting_is_not_sent(calls: Calls) -> None:
-    sending = Parcels(calls, 1)
+    sending = over(calls, 1)
     sending.add(batch([1]))
     gone, stays = sending.add(batch([2])), sending.add(batch([3]))
     gone.cancel()
@@ -143,7 +186,7 @@ async def test_who_leaves_while_waiting_is_not_sent(calls: Calls) -> None:
 
 
 async def test_a_call_is_cancelled_when_all_who_are_in_it_have_left(calls: Calls) -> None:
-    sending = Parcels(calls, 1)
+    sending = over(calls, 1)
     sending.add(batch([1]))
     two = [sending.add(batch([number])) for number in (2, 3)]
     await settle()
@@ -161,7 +204,7 @@ async def test_a_call_is_cancelled_when_all_who_are_in_it_have_left(calls: Calls
 
 
 async def test_who_is_left_when_a_call_is_cancelled_is_to_be_sent_again(calls: Calls) -> None:
-    sending = Parcels(calls, 1)
+    sending = over(calls, 1)
     future = sending.add(batch([1]))
     await settle()
     calls.answers[0].cancel()
@@ -169,8 +212,9 @@ async def test_who_is_left_when_a_call_is_cancelled_is_to_be_sent_again(calls: C
         await future
 
 
-async def test_a_call_belongs_to_no_request(calls: Calls) -> None:
+async def test_a_call_belongs_to_no_request(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve knows by the context which request made a call, and cancels the call when that request's client leaves."""
+    monkeypatch.setattr(parcels, "_HOLD_S", 0.001)
     request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[str] = []
 
@@ -178,14 +222,14 @@ async def test_a_call_belongs_to_no_request(calls: Calls) -> None:
         seen.append(request.get())
         return calls(batches)
 
-    sending = Parcels(send, 1)
+    sending = over(send, 1)
     request.set("the first")
-    sending.add(batch([1]))
-    sending.add(batch([2]))
+    for number in (1, 2, 100):
+        sending.add(batch([1] * number))
     await settle()
     calls.answer(0)
-    await settle()
-    assert seen == ["none", "none"]
+    await until(lambda: len(seen) == 3)  # the last one is due
+    assert seen == ["none", "none", "none"]
 
 
 def replica_over(runner: EchoRunner) -> Any:
@@ -228,6 +272,14 @@ class Handle:
     def options(self, method_name: str | None = None, _by_reference: bool = False, **_: str) -> "Handle":
         return Handle(self._sent, method_name or self._method, _by_reference)
 
+    def broadcast(self, method: str) -> Any:
+        self._sent.append((f"{method} of all", None))
+
+        async def answers(**_: Any) -> list[Vitals]:
+            return [Vitals("a", True, 16_384, {}), Vitals("b", True, 8_192, {}, places=16)]
+
+        return SimpleNamespace(results_async=answers)
+
     def remote(self, asked: Any) -> "asyncio.Future[Any]":
         self._sent.append((self._method + " by reference" * self._by_reference, asked))
         return asyncio.get_running_loop().create_future()
@@ -247,7 +299,7 @@ async def test_only_small_requests_travel_in_parcels(asked: PackedBatch, way: st
     engines = ServeEngines(cast(Any, Handle(sent)), CARD)
     answer = engines.send(asked)
     await settle()
-    assert [method for method, _ in sent] == [way]
+    assert [method for method, _ in sent if method.startswith("pool")] == [way]
     answer.cancel()
 
 
@@ -262,3 +314,40 @@ async def test_a_small_request_with_a_large_answer_travels_alone() -> None:
     sent: list[tuple[str, Any]] = []
     ServeEngines(cast(Any, Handle(sent)), cast(Any, wide)).send(batch([1] * 100, task="token_embed"))
     assert [method for method, _ in sent] == ["pool"]
+
+
+async def test_it_knows_from_the_replicas_how_many_calls_they_have_room_for() -> None:
+    """One with a single place and steps of 16,384 tokens, one with 16 cores and steps of 8,192."""
+    sent: list[tuple[str, Any]] = []
+    engines = ServeEngines(cast(Any, Handle(sent)), CARD)
+    for _ in range(3):
+        engines.send(batch([1]))
+    await settle()
+    assert [method for method, _ in sent].count("vitals of all") == 1
+    assert (engines._parcels._calls, engines._parcels._tokens) == (4 + 32, 2 * 8_192 // 32)
+
+
+async def test_a_request_whose_call_another_one_brought_down_is_answered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.dispatch._PAUSES_S", (0.0, 0.0))
+
+    async def die_of_poison(batches: list[PackedBatch]) -> list[PooledOutput]:
+        if any(POISON in each.ids for each in batches):
+            raise EngineDead("the engine has stopped")
+        return [answer_to(each) for each in batches]
+
+    class Replica:
+        def __init__(self) -> None:
+            self.parcels = over(lambda batches: asyncio.ensure_future(die_of_poison(batches)), 1)
+
+        async def _alone(self, asked: PackedBatch) -> PooledOutput:
+            return (await die_of_poison([asked]))[0]
+
+        def send(self, asked: PackedBatch, alone: bool = False) -> "asyncio.Future[PooledOutput]":
+            return asyncio.ensure_future(self._alone(asked)) if alone else self.parcels.add(asked)
+
+    client = EngineClient(cast(Any, Replica()), replicas=1)
+    asked = [batch([1]), batch([POISON]), batch([2])]
+    answers = await asyncio.gather(*map(client.pool, asked), return_exceptions=True)
+    assert isinstance(answers[1], Unavailable)
+    assert [float(answers[place].data[0, 0]) for place in (0, 2)] == [1, 2]  # type: ignore[union-attr]
+    assert client.lost_slices == 3 + 1

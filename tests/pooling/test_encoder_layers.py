@@ -40,33 +40,42 @@ def _no_gradients() -> object:
         yield
 
 
-def packed(model: Any, ids: Tensor, lengths: list[int]) -> Tensor:
+def drawn(model: Any) -> Any:
+    """With biases and norms that are no identity, as trained models have them."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.copy_(parameter + torch.randn_like(parameter) / 2)
+    return model.eval()
+
+
+def packed(model: Any, ids: Tensor, lengths: list[int], attended: list[int] | None = None) -> Tensor:
     slot = bind(model)
-    slot.packing = Packing.of(lengths)
+    slot.packing = Packing.of(lengths, attended=attended)
     positions = torch.cat([torch.arange(length) for length in lengths])
     answer: Tensor = model(input_ids=ids[None], position_ids=positions[None] + 2)[0][0]
     return answer
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("attended", [LENGTHS, [19, 11, 7, 1]], ids=["all seen", "some unseen"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
 @pytest.mark.parametrize(
     ("model", "config"),
     [(BertModel, BertConfig), (XLMRobertaModel, XLMRobertaConfig), (ElectraModel, ElectraConfig)],
 )
-def test_it_answers_as_the_layer_it_stands_for(model: Any, config: Any, act: str) -> None:
-    layers = model(config(**SIZES, hidden_act=act)).eval()
+def test_it_answers_as_the_layers_it_stands_for(model: Any, config: Any, act: str, attended: list[int]) -> None:
+    layers = drawn(model(config(**SIZES, hidden_act=act, layer_norm_eps=0.01)))
     ids = torch.randint(3, 99, (sum(LENGTHS),))
-    expected = packed(layers, ids, LENGTHS)
+    expected = packed(layers, ids, LENGTHS, attended)
     tune(layers, CPU, torch.float32, 64)
     assert [type(layer) for layer in layers.encoder.layer] == [EncoderLayers]
-    torch.testing.assert_close(packed(layers, ids, LENGTHS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed(layers, ids, LENGTHS, attended), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_layer_it_stands_for() -> None:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no kernels for bfloat16")
     config, ids = BertConfig(**SIZES), torch.randint(3, 99, (sum(LENGTHS),))
-    truth, theirs = BertModel(config).eval(), BertModel(config).eval()
+    truth, theirs = drawn(BertModel(config)), BertModel(config).eval()
     theirs.load_state_dict(truth.state_dict())
     expected = packed(truth, ids, LENGTHS)
     theirs.bfloat16()
@@ -107,13 +116,31 @@ def test_its_weights_are_those_of_the_layer_and_lie_in_memory_once() -> None:
             assert pack.weight is weight
 
 
-@pytest.mark.parametrize("kind", ["decoder", "float16", "one rank's share", "a linear layer of another kind"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "decoder",
+        "float16",
+        "one rank's share",
+        "a linear layer of another kind",
+        "an activation that no product has",
+        "norms that differ",
+        "layers that differ",
+    ],
+)
 def test_a_layer_that_it_cannot_stand_for_stays_as_it_is(kind: str) -> None:
     model = BertModel(BertConfig(**SIZES, is_decoder=kind == "decoder")).eval()
     dtype = torch.float16 if kind == "float16" else torch.float32
     if kind == "a linear layer of another kind":
         for layer in model.encoder.layer:
             layer.output.dense = torch.nn.Sequential(layer.output.dense)
+    if kind == "an activation that no product has":
+        for layer in model.encoder.layer:
+            layer.intermediate.intermediate_act_fn = torch.nn.Hardswish()
+    if kind == "norms that differ":
+        model.encoder.layer[1].output.LayerNorm.eps = 0.5
+    if kind == "layers that differ":
+        model.encoder.layer[1].attention.self.scaling = 0.5
     tune(model.to(dtype), CPU, dtype, 64, split=kind == "one rank's share")
     assert not [part for part in model.modules() if isinstance(part, EncoderLayers | Part)]
 
