@@ -46,7 +46,8 @@ class ServeEngines:
 
     def send(self, batch: PackedBatch, alone: bool = False) -> Answer:
         size = max(batch.ids.nbytes + image_bytes(batch), answer_bytes(batch, self._card))
-        if not alone and batch.tokens <= SMALL_TOKENS and size <= _SMALL_BYTES:
+        small = batch.tokens <= SMALL_TOKENS and size <= _SMALL_BYTES and batch.media is None
+        if small and not alone:
             self._ask_now_and_then()
             return self._parcels.add(batch)
         pool = self._pool_by_reference if size > _LARGE_BYTES else self._pool
