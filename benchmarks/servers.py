@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from benchmarks.peers import PEERS, Peer
 _ROOT = Path(__file__).resolve().parent.parent
 _MODEL = "minilm"
 _START_S = 300.0
+_END_S = 10.0
+# In the environment of a server and of all that it starts.
+_MARK = "RAYPOOL_BENCHMARK_SERVER"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Server:
         values = {"port": port, "model": model, "dtype": dtype, "threads": threads, "name": _MODEL}
         filled = [part.format(**values) for part in self.command]
         environment = self.peer.environment(threads) if self.peer else {**os.environ, "PYTHONPATH": str(_ROOT)}
-        environment |= self.variables
+        mark = uuid.uuid4().hex
+        environment |= {**self.variables, _MARK: mark}
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 filled, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir(),
@@ -57,7 +62,7 @@ class Server:
                 end = log.read()[-3_000:].decode(errors="replace")
                 raise RuntimeError(f"{self.name} failed: {error}\n{end}") from error
             finally:
-                _end(process)
+                _end(process, mark)
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
@@ -70,14 +75,30 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks it to end, then ends all that it started."""
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Asks it to end, then ends what is left of all that it started: a proxy may outlive its cluster."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    end = time.monotonic() + _END_S
+    while (left := started_with(f"{_MARK}={mark}")) and time.monotonic() < end:
+        for child in left:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def started_with(variable: str) -> list[int]:
+    """Processes that have this in their environment, from whoever started them; on Linux."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is not ours
+            if variable.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                found.append(int(directory.name))
+    return found
 
 
 def _free_port() -> int:

@@ -18,6 +18,7 @@ from benchmarks.offline import Entrant, Texts, entrants
 from benchmarks.offline_tables import Answered, Found, Started, lines
 from benchmarks.plots import plot_latency, plot_throughput
 from benchmarks.report import BEGIN, END, Report, put
+from benchmarks.servers import Server, started_with
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import ratio, shown, spread, table
 from benchmarks.workers import Worker, WorkerFailed
@@ -223,6 +224,19 @@ def _grid() -> Grid:
     grid.loads += [Load("raypool", 8, 1, 120.0, 60.0, 90.0, 1e12), Load("vllm", 8, 1, 100.0, 70.0, 80.0, 1e12)]
     grid.failures["vllm, 32 clients, 256 texts"] = "it answered 429"
     return grid
+
+
+def test_what_a_server_leaves_behind_ends_with_it() -> None:
+    leaves = "import signal, subprocess; subprocess.Popen(['sleep', '300'], start_new_session=True); signal.pause()"
+    own = {"RAYPOOL_TEST": str(os.getpid())}
+    server = Server("leaving", (sys.executable, "-c", leaves), own)
+
+    def running() -> int:
+        return len(started_with(f"RAYPOOL_TEST={os.getpid()}"))
+
+    with server.running(Path(), "float32", 1, lambda _: running() == 2):
+        assert running() == 2
+    assert running() == 0
 
 
 def test_the_table_of_servers_has_every_load_and_what_failed() -> None:
