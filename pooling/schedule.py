@@ -18,7 +18,7 @@ _UNEVEN = 1.5
 # What takes one core no longer is not worth sharing among all, nor where that saves less than this part of the time:
 # they wait for each other some hundred times a pass, and spin meanwhile.
 _SHARED_S = 0.004
-_SAVED = 0.25
+_SAVED = 0.15
 # How far beyond the largest step that all cores took together what is known of those is believed.
 _BELIEVED = 2
 # What one lane computes nearly as fast as several is not divided: this part of what it should have to be efficient.

@@ -4,6 +4,9 @@
 _FOLLOW = 0.125
 # Steps whose sizes differ by less than this share of their mean say nothing of what a step costs beside its tokens.
 _ALIKE = 0.1
+# A step of a known size that took more than so many times what was expected says more of the machine than of steps: it
+# counts as so many times that. A lasting change is followed all the same, some steps later.
+_OUTLIER = 2.0
 
 
 class StepTimes:
@@ -18,6 +21,9 @@ class StepTimes:
 
     def learn(self, tokens: int, seconds: float) -> None:
         kept = 1 - _FOLLOW
+        expected = self.expect(tokens)
+        if tokens <= self.largest and expected:
+            seconds = min(seconds, _OUTLIER * expected)
         self.largest = max(self.largest, tokens)
         self._weight = kept * self._weight + 1
         self._x = kept * self._x + tokens

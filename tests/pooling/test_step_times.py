@@ -53,6 +53,20 @@ def test_a_change_is_followed_within_some_steps() -> None:
     assert times.expect(1_000) == pytest.approx(0.3, rel=0.1)
 
 
+def test_one_step_that_something_else_held_up_says_little() -> None:
+    times = taught(*[(62, 0.0065)] * 20, (62, 0.042))
+    assert times.expect(62) < 1.15 * 0.0065
+
+
+def test_a_step_larger_than_all_before_counts_as_it_is() -> None:
+    times = taught(*[(64, 0.01)] * 20, (64 * 8, 0.8))  # ten times what 64 tokens let expect
+    assert times.expect(64 * 8) > 0.4
+
+
+def test_steps_that_took_no_time_at_all_leave_room_for_others() -> None:
+    assert taught((8, 0.0), (8, 0.1), (8, 0.1)).expect(8) > 0.05
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_step_is_expected_to_end_before_it_begins(seed: int) -> None:
     draw = np.random.default_rng(seed)
