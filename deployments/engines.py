@@ -1,6 +1,7 @@
 """ServeEngines: a model's engine replicas behind a Serve handle."""
 
 import asyncio
+import logging
 import math
 import time
 from contextvars import Context
@@ -16,6 +17,8 @@ from deployments.parcels import MOST_REQUESTS, SMALL_TOKENS, ManyAnswers, Parcel
 from pooling.loading.card import ModelCard
 from pooling.request import PackedBatch
 from pooling.tasks import TASKS, parts_of
+
+log = logging.getLogger("raypool")
 
 # Serve's gRPC path refuses messages over 4 MiB, unless told otherwise on every node; larger ones
 # go through Ray's object store, which takes any size and is as fast for them.
@@ -40,7 +43,7 @@ class ServeEngines:
         by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
         self._pool, pool_all = by_value.options(method_name="pool"), by_value.options(method_name="pool_all")
         self._parcels = Parcels(lambda batches: cast(ManyAnswers, pool_all.remote(batches)))
-        self._asking: asyncio.Task[list[Vitals]] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._asked = -math.inf
         self._pool_by_reference = handle.options(method_name="pool", _by_reference=True)
 
@@ -57,7 +60,7 @@ class ServeEngines:
         try:
             answers: list[Vitals] = await ask_all(self._handle, "vitals", timeout_s / 2)
         except TimeoutError:
-            answers = await self._any_vitals(timeout_s / 2)
+            return await self._any_vitals(timeout_s / 2)
         self._fit(answers)
         return answers
 
@@ -65,8 +68,13 @@ class ServeEngines:
         """In a context of its own, for the same reason as a parcel."""
         if time.monotonic() - self._asked > _ASK_S:
             self._asked = time.monotonic()
-            asking = self.vitals(_ASK_S / 2)
-            self._asking = asyncio.get_running_loop().create_task(asking, context=Context())
+            self._asking = asyncio.get_running_loop().create_task(self._ask(), context=Context())
+
+    async def _ask(self) -> None:
+        try:
+            await self.vitals(_ASK_S / 2)
+        except Exception as error:  # nobody waits for it
+            log.warning("engine replicas did not say what they can take: %s", type(error).__name__)
 
     def _fit(self, replicas: list[Vitals]) -> None:
         """As many calls as all replicas have room for; together they hold about two steps of each."""

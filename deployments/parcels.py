@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
@@ -82,7 +83,8 @@ class Parcels:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        self._go()
+        if not task.cancelled():  # else the loop ends
+            self._go()
 
     def _oldest(self) -> deque[_Waiting] | None:
         """The queue whose first request has waited longest; callers that have left are forgotten."""
@@ -118,18 +120,23 @@ class Parcels:
             answers = await call
             if len(answers) != len(parcel):
                 raise EngineFailure(f"{len(answers)} answers came for {len(parcel)} requests")
-        except asyncio.CancelledError:  # by the replica, which stops: of those who are left nobody asked for that
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # By the replica, which stops: of those who are left nobody asked for that.
             answers = [EngineDead("the call was cancelled")] * len(parcel)
         except Exception as error:
             answers = [error] * len(parcel)
         for each, answer in zip(parcel, answers, strict=True):
             if each.future.done():  # its caller has left
                 continue
-            if isinstance(answer, Exception):
-                each.future.set_exception(answer)
-            else:
+            if isinstance(answer, PooledOutput):
                 waited = replace(answer.timing, queue_s=answer.timing.queue_s + sent - each.since)
                 each.future.set_result(replace(answer, timing=waited))
+            else:
+                unknown = EngineFailure(f"a {type(answer).__name__} came for an answer")
+                each.future.set_exception(answer if isinstance(answer, Exception) else unknown)
 
 
 def _class_of(tokens: int) -> int:
@@ -141,4 +148,5 @@ def _leave(
     call: ManyAnswers, futures: list[asyncio.Future[PooledOutput]], future: asyncio.Future[PooledOutput]
 ) -> None:
     if future.cancelled() and all(other.done() for other in futures):
-        call.cancel()
+        with suppress(Exception):  # it has failed already
+            call.cancel()

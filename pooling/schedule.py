@@ -19,6 +19,8 @@ _UNEVEN = 1.5
 # they wait for each other some hundred times a pass, and spin meanwhile.
 _SHARED_S = 0.004
 _SAVED = 0.15
+# What it saves is known from steps that all cores took; after so many that one took alone it is tried again.
+_PASSED_OVER = 64
 # How far beyond the largest step that all cores took together what is known of those is believed.
 _BELIEVED = 2
 # What one lane computes nearly as fast as several is not divided: this part of what it should have to be efficient.
@@ -95,6 +97,7 @@ class Schedule:
             self.lanes = [Place(lane, times, most, least) for lane in range(lanes)]
             self.express = Place(lanes, times, most, least) if express else None
         self._prepare_s = self._rested_at = 0.0
+        self._passed_over = 0  # how often all cores might have computed a step together, and did not
 
     def turn(self, waiting: Batcher, now: float) -> Turn | float:
         """The step to start now, or after how many seconds to ask again; infinity: when a step has ended."""
@@ -192,7 +195,12 @@ class Schedule:
         """Whether all cores should compute the next step together, while no lane computes."""
         if waiting.longest * len(self.lanes) <= _UNEVEN * waiting.tokens:
             return False
-        return self._pays(waiting.longest)
+        self._passed_over += 1
+        again = self._passed_over > _PASSED_OVER and _SHARED_S < self.lanes[0].times.expect(waiting.longest) <= _LONG_S
+        if again or self._pays(waiting.longest):
+            self._passed_over = 0
+            return True
+        return False
 
     def _pays(self, tokens: int) -> bool:
         """Whether all cores compute an input that much faster than one."""

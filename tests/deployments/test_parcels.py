@@ -159,6 +159,30 @@ async def test_the_error_of_one_is_not_that_of_the_others(calls: Calls) -> None:
     assert [float(answers[place].data[0, 0]) for place in (0, 2)] == [1, 3]  # type: ignore[union-attr]
 
 
+async def test_what_is_no_answer_fails_its_request_alone(calls: Calls) -> None:
+    sending = over(calls, 1)
+    sending.add(batch([9]))
+    futures = [sending.add(batch([number])) for number in (1, 2)]
+    await settle()
+    calls.answer(0)
+    await settle()
+    calls.answers[1].set_result(cast(Any, [None, answer_to(batch([2]))]))
+    answers = await asyncio.gather(*futures, return_exceptions=True)
+    assert isinstance(answers[0], EngineFailure)
+    assert float(answers[1].data[0, 0]) == 2  # type: ignore[union-attr]
+
+
+async def test_when_the_loop_ends_nothing_more_is_sent(calls: Calls) -> None:
+    sending = over(calls, 1)
+    for number in (1, 2):
+        sending.add(batch([number]))
+    await settle()
+    for task in list(sending._under_way):
+        task.cancel()
+    await settle()
+    assert calls.names == [[1]]
+
+
 async def test_a_call_that_fails_fails_its_own_requests_and_the_next_goes_on(calls: Calls) -> None:
     sending = over(calls, 1)
     first = sending.add(batch([1]))
@@ -325,6 +349,19 @@ async def test_it_knows_from_the_replicas_how_many_calls_they_have_room_for() ->
     await settle()
     assert [method for method, _ in sent].count("vitals of all") == 1
     assert (engines._parcels._calls, engines._parcels._tokens) == (4 + 32, 2 * 8_192 // 32)
+
+
+async def test_replicas_that_do_not_say_what_they_can_take_stop_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    class Silent(Handle):
+        def broadcast(self, method: str) -> Any:
+            raise RuntimeError("no controller")
+
+    sent: list[tuple[str, Any]] = []
+    engines = ServeEngines(cast(Any, Silent(sent)), CARD)
+    engines.send(batch([1]))
+    await settle()
+    assert [method for method, _ in sent] == ["pool_all"]
+    assert "did not say what they can take: RuntimeError" in caplog.text
 
 
 async def test_a_request_whose_call_another_one_brought_down_is_answered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
