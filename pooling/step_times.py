@@ -5,7 +5,7 @@ _FOLLOW = 0.125
 # Steps whose sizes differ by less than this share of their mean say nothing of what a step costs beside its tokens.
 _ALIKE = 0.1
 # A step of a known size that took more than so many times what was expected says more of the machine than of steps: it
-# counts as so many times that. A lasting change is followed all the same, some steps later.
+# counts as so many times that. If the next one does so too, things have changed, and it counts as it is.
 _OUTLIER = 2.0
 
 
@@ -18,12 +18,15 @@ class StepTimes:
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
         self.largest = 0  # tokens of all that ended
+        self._odd = False  # whether the last one took much longer than expected
 
     def learn(self, tokens: int, seconds: float) -> None:
         kept = 1 - _FOLLOW
         expected = self.expect(tokens)
-        if tokens <= self.largest and expected:
-            seconds = min(seconds, _OUTLIER * expected)
+        odd = tokens <= self.largest and 0 < _OUTLIER * expected < seconds
+        if odd and not self._odd:
+            seconds = _OUTLIER * expected
+        self._odd = odd
         self.largest = max(self.largest, tokens)
         self._weight = kept * self._weight + 1
         self._x = kept * self._x + tokens

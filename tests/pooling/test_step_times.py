@@ -58,6 +58,11 @@ def test_one_step_that_something_else_held_up_says_little() -> None:
     assert times.expect(62) < 1.15 * 0.0065
 
 
+def test_two_such_steps_say_that_things_have_changed() -> None:
+    times = taught(*[(62, 0.0065)] * 20, (62, 0.65), (62, 0.65))
+    assert times.expect(62) > 0.05
+
+
 def test_a_step_larger_than_all_before_counts_as_it_is() -> None:
     times = taught(*[(64, 0.01)] * 20, (64 * 8, 0.8))  # ten times what 64 tokens let expect
     assert times.expect(64 * 8) > 0.4
