@@ -113,6 +113,6 @@ def _pipeline(
 
 def _share(job: PoolingJob) -> JobShare:
     # Ray's own functions are untyped.
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's
     autoscaled = ray._private.state.state.get_max_resources_from_cluster_config() is not None
     return job_share(job, nodes, own_node=starts_own_node(), may_grow=autoscaled)

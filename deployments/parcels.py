@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 from pooling.errors import EngineDead, EngineFailure
 from pooling.request import PackedBatch, PooledOutput
 
-# A call of Ray Serve costs router and replica 1.5 ms of processor time together (docs/benchmarks.md); to compute a
-# larger request takes many times as long, and would hold up the others of its call.
+# What a call of Ray Serve costs router and replica, 1.3 ms of processor time together (docs/benchmarks.md), is little
+# beside computing a larger request, which would hold up the others of its call.
 SMALL_TOKENS = 256
 MOST_REQUESTS = 32
 # A request that waits for others is sent after so long, whatever the calls under way do.

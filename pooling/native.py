@@ -19,7 +19,7 @@ def native(function: Function) -> Function:
     and the event loop wait on each other: with a core each, two threads that
     compute single texts are 1.6 times as fast without (docs/benchmarks.md).
     torch.compile and torch.export lead out of Python as well, but need a C++
-    compiler where the service runs, and minutes.
+    compiler where the service runs, and compile whenever it starts anew.
     """
     try:
         with warnings.catch_warnings():

@@ -41,9 +41,7 @@ class PrepackedLinear(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        activation, algorithm = self.activation
-        answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], algorithm)
-        return answer
+        return linear(x, self.weight, self.bias, *self.activation)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

@@ -195,12 +195,13 @@ class Schedule:
         """Whether all cores should compute the next step together, while no lane computes."""
         if waiting.longest * len(self.lanes) <= _UNEVEN * waiting.tokens:
             return False
-        self._passed_over += 1
-        again = self._passed_over > _PASSED_OVER and _SHARED_S < self.lanes[0].times.expect(waiting.longest) <= _LONG_S
-        if again or self._pays(waiting.longest):
+        pays = self._pays(waiting.longest)
+        if not pays and _SHARED_S < self.lanes[0].times.expect(waiting.longest) <= _LONG_S:
+            self._passed_over += 1
+            pays = self._passed_over > _PASSED_OVER
+        if pays:
             self._passed_over = 0
-            return True
-        return False
+        return pays
 
     def _pays(self, tokens: int) -> bool:
         """Whether all cores compute an input that much faster than one."""

@@ -38,7 +38,7 @@ class RandomCheckpoint(Checkpoint):
     def read(self, name: str, dtype: torch.dtype, device: torch.device, part: Part | None = None) -> Tensor:
         """Noise for a matrix, ones for the weight of a norm, zeros for a bias."""
         if part is not None:
-            raise NotImplementedError("a random model is not split over ranks")
+            raise ValueError("a random model is not split over ranks")
         shape = self._shapes[name]
         if len(shape) > 1:
             return torch.empty(shape, dtype=dtype, device=device).normal_(std=_STD)
