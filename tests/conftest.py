@@ -4,6 +4,10 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# To the end of the process: Ray Data asks when a dataset runs, and else a thread of its own looks for Prometheus every
+# ten seconds and logs a traceback, whose formatting parses code; two threads that parse trip over one another in
+# Python 3.11 (SystemError: AST constructor recursion depth mismatch).
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import shutil
 from collections.abc import Callable

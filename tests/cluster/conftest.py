@@ -18,7 +18,6 @@ with warnings.catch_warnings():
 def ray_cluster() -> Iterator[None]:
     """Two CPUs in Ray's books, whatever the machine has."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every port on 127.0.0.1
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
         ray.init(
