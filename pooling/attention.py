@@ -38,18 +38,53 @@ class Group(NamedTuple):
     keys: int
 
 
+class PrefixedGroup(NamedTuple):
+    """Neighbours of which the last `length` of `keys` tokens are computed, from token `start` and key `first` on."""
+
+    start: int
+    inputs: int
+    length: int
+    first: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixed:
+    """Of a step whose inputs share what they begin with, the keys that its tokens see.
+
+    places [keys]: which token of the row each key is, input after input. As in Packing,
+    groups serves the CPU kernel, cu_seqlens [inputs + 1] and max_length that of CUDA.
+    """
+
+    places: Tensor
+    groups: tuple[PrefixedGroup, ...]
+    max_length: int
+    cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def of(cls, sizes: Sequence[Sequence[int]], places: Tensor, cu_seqlens: Tensor | None = None) -> "Prefixed":
+        """sizes: of each input how many of its tokens are computed, and how many it has."""
+        groups, start, first = [], 0, 0
+        for (length, keys), run in groupby(map(tuple, sizes)):
+            count = sum(1 for _ in run)
+            groups.append(PrefixedGroup(start, count, length, first, keys))
+            start, first = start + count * length, first + count * keys
+        return cls(places, tuple(groups), max(keys for _, keys in sizes), cu_seqlens)
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How the inputs of one step lie in its row.
 
     groups serves the CPU kernel. cu_seqlens [inputs + 1] int32 on the device
     and max_length serve the CUDA kernel, as do the groups whose tokens are not
-    all seen.
+    all seen. prefixed: the keys, where not all of an input's are its own.
     """
 
     groups: tuple[Group, ...]
     max_length: int
     cu_seqlens: Tensor | None = None
+    prefixed: Prefixed | None = None
 
     @classmethod
     def of(
@@ -176,6 +211,8 @@ def plain_bytes() -> int:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
     """On a CPU: query [heads, tokens, head_dim], key and value [kv_heads, tokens, ...] -> [tokens, heads, head_dim]."""
+    if packing.prefixed is not None:
+        return _attend_prefixed(query, key, value, packing.prefixed, rule)
     out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
     for group in packing.groups:
         if rule.sees_all(group.length):
@@ -193,10 +230,37 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Ru
     return out
 
 
+def _attend_prefixed(query: Tensor, key: Tensor, value: Tensor, prefixed: Prefixed, rule: Rule) -> Tensor:
+    """As attend(), by a causal rule: each token sees keys of its input that another one's tokens have given."""
+    out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+    key, value = key[:, prefixed.places], value[:, prefixed.places]
+    for start, inputs, length, first, keys in prefixed.groups:
+        q, place = (
+            part.narrow(1, start, inputs * length).view(part.shape[0], inputs, length, -1).transpose(0, 1)
+            for part in (query, out.transpose(0, 1))
+        )
+        k, v = (
+            part.narrow(1, first, inputs * keys).view(part.shape[0], inputs, keys, -1).transpose(0, 1)
+            for part in (key, value)
+        )
+        if length == keys:
+            place.copy_(_ruled(q, k, v, rule))
+            continue
+        visible = _visible(keys, rule.causal, rule.window)
+        visible = None if visible is None else visible[keys - length :]
+        if rule.softcap is not None:
+            place.copy_(_softcapped(q, k, v, rule, visible))
+            continue
+        grouped = k.shape[1] != q.shape[1]
+        place.copy_(scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=rule.scale, enable_gqa=grouped))
+    return out
+
+
 def _ruled(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     """One group whose rule hides something: all [inputs, heads, length, dim], k and v with kv_heads and keys."""
     if rule.softcap is not None:
-        return _softcapped(q, k, v, rule)
+        visible = _visible(q.shape[2], rule.causal, rule.window)
+        return _softcapped(q, k, v, rule, None if visible is None else visible[:, : k.shape[2]])
     length = q.shape[2]
     # is_causal alone is faster than a mask that says the same
     within = rule.bias is None and (rule.window is None or length <= rule.window)
@@ -206,15 +270,14 @@ def _ruled(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scale, enable_gqa=grouped)
 
 
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, rule: Rule, visible: Tensor | None) -> Tensor:
     assert rule.softcap is not None
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     scores = (q @ k.transpose(2, 3)) * rule.scale
     scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    visible = _visible(q.shape[2], rule.causal, rule.window)
     if visible is not None:
-        scores = scores.masked_fill(~visible[:, : k.shape[2]], float("-inf"))
+        scores = scores.masked_fill(~visible, float("-inf"))
     return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
 
@@ -263,6 +326,11 @@ def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rul
         raise RuntimeError("packed attention on CUDA supports neither softcap nor bias and needs cu_seqlens")
     repeat = query.shape[0] // key.shape[0]
     q, k, v = (part.transpose(0, 1) for part in (query, key, value))
+    cu_keys, longest = packing.cu_seqlens, packing.max_length
+    if packing.prefixed is not None:
+        assert packing.prefixed.cu_seqlens is not None
+        k, v = k[packing.prefixed.places], v[packing.prefixed.places]
+        cu_keys, longest = packing.prefixed.cu_seqlens, packing.prefixed.max_length
     if repeat > 1:  # torch 2.11 has no grouped heads here
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     back = -1 if rule.window is None else rule.window - 1
@@ -271,10 +339,11 @@ def _cuda(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rul
         k.contiguous(),
         v.contiguous(),
         packing.cu_seqlens,
-        packing.cu_seqlens,
+        cu_keys,
         packing.max_length,
-        packing.max_length,
+        longest,
         scale=rule.scale,
+        # Of fewer tokens than keys the kernel takes the last one to see all keys.
         window_size=(back, 0 if rule.causal else back),
     )
     return _with_expanded(answer, q, k, v, packing, rule)

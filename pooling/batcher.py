@@ -10,7 +10,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of a step that belongs to one request: which of its inputs, longest first."""
+    """The part of a step that belongs to one request: which of its inputs, in the request's order of taking them."""
 
     key: int
     inputs: Indices
@@ -18,11 +18,11 @@ class Share:
 
 
 class _Waiting:
-    """The inputs of one request that no step has taken yet, longest first."""
+    """The inputs of one request that no step has taken yet, in the order in which they will be."""
 
-    def __init__(self, key: int, lengths: NDArray[np.int32]) -> None:
+    def __init__(self, key: int, lengths: NDArray[np.int32], order: Indices) -> None:
         self.key = key
-        self._order: Indices = np.argsort(-lengths, kind="stable")
+        self._order = order
         self._ends = np.cumsum(lengths[self._order], dtype=np.int64)
         self._next = 0
         self.whole = int(self._ends[-1])
@@ -46,7 +46,7 @@ class _Waiting:
         return int(self._ends[self._next - 1]) if self._next else 0
 
     def take(self, room: int, at_least_one: bool) -> Share | None:
-        """The next inputs that fit the room, neighbours in length; None if not even one does."""
+        """The next inputs that fit the room; None if not even one does."""
         stop = int(np.searchsorted(self._ends, self._taken + room, side="right"))
         stop = max(stop, self._next + 1) if at_least_one else stop
         if stop <= self._next:
@@ -80,7 +80,7 @@ class Batcher:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest input that waits; 0 if none does."""
+        """Tokens of the longest input that any request is about to give; 0 if none waits."""
         return max((request.next_tokens for request in self._waiting.values()), default=0)
 
     def first(self, room: int, over: int = 0) -> int:
@@ -103,9 +103,12 @@ class Batcher:
                     break
         return tokens
 
-    def add(self, key: int, lengths: NDArray[np.int32]) -> None:
-        """Adds a request: lengths [inputs] in tokens, all positive, at least one."""
-        request = _Waiting(key, lengths)
+    def add(self, key: int, lengths: NDArray[np.int32], order: Indices | None = None) -> None:
+        """Adds a request: lengths [inputs] in tokens, all positive, at least one.
+
+        order: which inputs are taken first; None: the longest, so that neighbours are of one length.
+        """
+        request = _Waiting(key, lengths, np.argsort(-lengths, kind="stable") if order is None else order)
         self._waiting[key] = request
         self.tokens += request.tokens
 

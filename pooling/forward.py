@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pooling.attention import NAME, Packing, bind
+from pooling.attention import NAME, Packing, Prefixed, bind
 from pooling.errors import CheckpointError
 from pooling.graphs import CudaRecorder, Graphs, Record
 from pooling.heads import Head
@@ -23,10 +23,16 @@ from pooling.loading.describe import Description
 from pooling.loading.model import load_model
 from pooling.media import Media
 from pooling.parallel.shard import Shard
-from pooling.self_check import check
+from pooling.self_check import check, check_shared
+from pooling.shared_prefixes import SharedPrefixes
 from pooling.tuned import tune
 
 log = logging.getLogger("raypool")
+
+# Inputs that begin alike are laid out so that it is computed once if that saves such a share of a step's tokens, or,
+# where the step could be replayed, so many of them.
+_WORTH_SHARING = 8
+_WORTH_SHARING_OVER_GRAPHS = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,9 @@ class StepInput:
     ids and positions [1, tokens] int64 and lengths [inputs] int64 are on the
     device; sizes are the same lengths on the host. types [1, tokens] int64 is 1
     at the tokens of second texts, None where there are none. attended: how many
-    tokens of each input are seen, None: all.
+    tokens of each input are seen, None: all. spread [all tokens]: where inputs
+    share what they begin with, so that ids and positions are of fewer tokens,
+    which of these each is.
     """
 
     ids: Tensor
@@ -46,12 +54,19 @@ class StepInput:
     packing: Packing
     types: Tensor | None = None
     attended: tuple[int, ...] | None = None
+    spread: Tensor | None = None
 
 
 class Forward(Protocol):
-    """One way to run the model. `path` is its name for the log: packed or padded."""
+    """One way to run the model. `path` is its name for the log: packed or padded.
+
+    shares_prefixes: whether what inputs of a step begin with alike is computed once.
+    """
 
     path: str
+
+    @property
+    def shares_prefixes(self) -> bool: ...
 
     def prepare(
         self,
@@ -96,6 +111,7 @@ def choose_forward(
             packed.graphs = None
             reason = check(packed, description, dtype)
         if reason is None:
+            prove_shared(packed, packed, description, dtype)
             return packed, heads
     else:
         loaded = load_model(Checkpoint(description.backbone), description, "eager", dtype, device)
@@ -108,6 +124,20 @@ def choose_forward(
     if reason is not None:
         raise CheckpointError(f"a {kind} model cannot be served in batches: {reason}")
     return padded, heads
+
+
+def prove_shared(forward: Forward, packed: "PackedForward", description: Description, dtype: torch.dtype) -> None:
+    """Inputs share what they begin with if that gives the answers of each alone.
+
+    forward: what runs the whole model, `packed` or a group of which that is the first rank's share.
+    """
+    if packed.shares_prefixes:
+        graphs, packed.graphs = packed.graphs, None  # a step so small would be replayed
+        reason = check_shared(forward, description, dtype)
+        packed.graphs = graphs
+        if reason is not None:
+            log.warning("%s: what inputs begin with alike is computed for each: %s", description.card.name, reason)
+            packed.shares_prefixes = False
 
 
 def _record(packed: "PackedForward", description: Description, max_batch_tokens: int) -> None:
@@ -175,6 +205,8 @@ class PackedForward:
         self._keywords = _keywords(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.graphs: Graphs | None = None
+        # Right where no token sees a later one.
+        self.shares_prefixes = self._takes_positions and counted_from is None and _is_causal(model)
 
     def record(self, record: Record, max_tokens: int, card: ModelCard) -> None:
         """Steps of up to max_tokens are replayed from now on. Raises what recording raises."""
@@ -192,6 +224,12 @@ class PackedForward:
         attended: NDArray[np.int32] | None = None,
         media: Media | None = None,
     ) -> StepInput:
+        if self.shares_prefixes and second is None and attended is None and media is None:
+            # A recorded step is faster than one from Python until that saves much.
+            worth = len(ids) // _WORTH_SHARING if self.graphs is None else _WORTH_SHARING_OVER_GRAPHS
+            shared = SharedPrefixes.of(ids, lengths, worth)
+            if shared is not None:
+                return self._prepare_shared(ids, lengths, shared)
         ends = np.cumsum(lengths, dtype=np.int64)
         places = places_of(lengths)
         positions = places if self._counted_from is None else self._positions(ids, ends - lengths, lengths)
@@ -208,6 +246,26 @@ class PackedForward:
             None if second is None else self.to_device(_types(places, lengths, second)[None]),
         )
 
+    def _prepare_shared(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], shared: SharedPrefixes) -> StepInput:
+        own, keys = shared.sizes.T
+        starts = (np.cumsum(lengths, dtype=np.int64) - lengths)[shared.inputs]
+        ends = np.cumsum(keys)
+        of_inputs = np.repeat(starts - (ends - keys), keys) + np.arange(ends[-1])  # the keys among all tokens
+        cu_seqlens = cu_keys = None
+        if self._device.type == "cuda":
+            cu_seqlens, cu_keys = (
+                self.to_device(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)) for sizes in (own, keys)
+            )
+        prefixed = Prefixed.of(shared.sizes.tolist(), self.to_device(shared.places[of_inputs]), cu_keys)
+        return StepInput(
+            self.to_device(ids[shared.computed].astype(np.int64)[None]),
+            self.to_device(places_of(lengths)[shared.computed][None]),
+            self.to_device(lengths.astype(np.int64)),
+            tuple(lengths.tolist()),
+            Packing((), int(own.max()), cu_seqlens, prefixed),
+            spread=self.to_device(shared.places),
+        )
+
     def _positions(
         self, ids: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int32]
     ) -> NDArray[np.int64]:
@@ -221,6 +279,8 @@ class PackedForward:
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype; with graphs the next call may overwrite it."""
+        if step.spread is not None:
+            return self._run(step.ids, step.positions, None, step.packing)[step.spread]
         given = (step.ids, step.positions, step.types, step.packing)
         replayed = None if self.graphs is None else self.graphs.run(*given, inputs=len(step.sizes))
         return self._run(*given) if replayed is None else replayed
@@ -244,6 +304,7 @@ class PaddedForward:
     """Inputs of similar length are padded to one length; the padding is dropped from the answer."""
 
     path = "padded"
+    shares_prefixes = False
 
     def __init__(self, model: PreTrainedModel, device: torch.device, max_batch_tokens: int) -> None:
         self._model, self._device, self._budget = model, device, max_batch_tokens
@@ -323,6 +384,12 @@ def _alone(model: PreTrainedModel, ids: Tensor) -> Tensor:
     with alone_by_eager(model):
         hidden: Tensor = model(input_ids=ids, **_keywords(model))[0]
     return hidden[0]
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether no token sees a later one, by what the layers say of themselves; check_shared() proves it."""
+    said = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    return bool(said) and all(said) and all(getattr(one, "is_causal", True) is not False for one in _configs(model))
 
 
 def _keywords(model: PreTrainedModel) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Runner(Protocol):
     """Runs steps: `prepare` on the host while other steps run, `launch` on the device.
 
     lanes: how many steps may be launched at the same time, each on a thread of its own that computes on one core;
-    with one, steps are launched one after another. max_batch_tokens: what those hold together at most.
+    with one, steps are launched one after another. max_batch_tokens: what those compute together at most.
     least_batch_tokens: if they hold fewer, all is slower.
     """
 
@@ -62,6 +62,11 @@ class Runner(Protocol):
     max_batch_tokens: int
     least_batch_tokens: int
     lanes: int
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a step computes once what its inputs begin with alike."""
+        ...
 
     def prepare(self, parts: Sequence[PackedBatch]) -> "Prepared": ...
 
@@ -178,6 +183,10 @@ class LocalRunner:
             "cuda_graphs": self._graphs(),
             "threads": str(torch.get_num_threads()) if self.device.type == "cpu" else "",
         }
+
+    @property
+    def shares_prefixes(self) -> bool:
+        return self._forward.shares_prefixes
 
     def _graphs(self) -> str:
         graphs = self._forward.graphs if isinstance(self._forward, PackedForward) else None

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pooling.loading.describe import Description
+from pooling.shared_prefixes import LEAST_TOKENS
 
 if TYPE_CHECKING:
     from pooling.forward import Forward
@@ -45,6 +46,20 @@ def check(forward: "Forward", description: Description, dtype: torch.dtype) -> s
         alone = torch.cat([forward.alone(ids) for ids in (a, b)])
     error = difference(together, alone)
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
+
+
+def check_shared(forward: "Forward", description: Description, dtype: torch.dtype) -> str | None:
+    """Runs three inputs together that begin alike, and each alone; returns what is wrong, None if nothing is."""
+    size = min(3 * LEAST_TOKENS, description.card.max_model_len)
+    draw = np.random.default_rng(0)
+    first, second = (draw_ids(draw, size, description) for _ in range(2))
+    second[: size * 2 // 3] = first[: size * 2 // 3]
+    inputs = (first, second, first[: size * 3 // 4])
+    allowed = 1e-3 if dtype == torch.float32 else 0.2 if _has_experts(description.stack) else 0.05
+    with torch.inference_mode():
+        together = _run(forward, *inputs)
+        error = difference(together, torch.cat([forward.alone(ids) for ids in inputs]))
+    return None if error < allowed else f"answers differ from the model's own by {error:.1e} of their length"
 
 
 def difference(rows: Tensor, truth: Tensor) -> float:

@@ -39,6 +39,7 @@ class EchoRunner:
     def __init__(self, max_batch_tokens: int = 64, lanes: int = 1) -> None:
         self.max_batch_tokens, self.lanes = max_batch_tokens, lanes
         self.least_batch_tokens = max_batch_tokens
+        self.shares_prefixes = False
         self.gate = threading.Event()
         self.gate.set()
         self.fault: BaseException | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.forward import PackedForward, StepInput, load_packed, obstacle
+from pooling.forward import PackedForward, StepInput, load_packed, obstacle, prove_shared
 from pooling.heads import Head
 from pooling.loading.describe import Description
 from pooling.media import Media
@@ -21,6 +21,7 @@ from pooling.parallel.links import Order, Stage
 from pooling.parallel.ring import SLOTS, StepMessage, slot_bytes
 from pooling.parallel.shard import Shard
 from pooling.self_check import check
+from pooling.shared_prefixes import MOST_SPREAD
 from pooling.vision.decoder import load_decoder
 from pooling.vision.outline import outline
 
@@ -46,6 +47,10 @@ class GroupForward:
         self._own, self._group = own, group
         self._threads: int | None = threads
 
+    @property
+    def shares_prefixes(self) -> bool:
+        return self._own.shares_prefixes
+
     def to_device(self, array: NDArray[Any]) -> Tensor:
         return self._own.to_device(array)
 
@@ -60,7 +65,9 @@ class GroupForward:
         step = self._own.prepare(ids, lengths, second, attended, media)
         own = {field.name: getattr(step, field.name) for field in fields(StepInput)}
         images = outline(media) if media is not None and any(media) else None
-        return GroupStep(**own, message=StepMessage(ids, lengths, second, attended, images=images), own=step)
+        shares = step.spread is not None
+        message = StepMessage(ids, lengths, second, attended, images=images, shares_prefixes=shares)
+        return GroupStep(**own, message=message, own=step)
 
     def __call__(self, step: StepInput) -> Tensor:
         """-> hidden [tokens, dim] in the model's dtype. Raises EngineFailure if the group is over."""
@@ -127,7 +134,7 @@ def load_group(
         max_batch_tokens=max_batch_tokens,
         threads=threads,
         slots=SLOTS,
-        slot_bytes=slot_bytes(tokens),
+        slot_bytes=slot_bytes(tokens * MOST_SPREAD),
         timeout_s=spec.limits.step_timeout_s,
     )
     group: Group | None = None
@@ -140,6 +147,8 @@ def load_group(
         group.wait_for(Stage.LOADED)
         forward = GroupForward(own, group, before)
         reason = check(forward, description, dtype)
+        if reason is None:
+            prove_shared(forward, own, description, dtype)
         group.wait_for(Stage.LOADED)  # if one has ended meanwhile, that is the reason
         if reason is not None:
             raise CheckpointError(f"{name} cannot be served over {size} ranks: {reason}")

@@ -77,6 +77,7 @@ def _run_steps(forward: PackedForward, link: Link, ring: Ring) -> None:
             if step.alone:
                 forward.alone(step.ids)
             else:
+                forward.shares_prefixes = step.shares_prefixes
                 media = None if step.images is None else media_of(step.images, len(step.lengths))
                 forward(forward.prepare(step.ids, step.lengths, step.second, step.attended, media))
 

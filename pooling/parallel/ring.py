@@ -11,7 +11,7 @@ from pooling.vision.outline import COLUMNS
 
 # Steps whose inputs may lie there: the one that runs, the next one, and room for a rank that is late.
 SLOTS = 4
-_HEADER = 6
+_HEADER = 7
 _WORD = 4  # bytes of an int32
 
 
@@ -21,6 +21,7 @@ class StepMessage:
 
     images [images, columns]: of a model that reads images, where they are and how
     large (pooling/vision/outline.py); what they show is rank 0's to read.
+    shares_prefixes: whether rank 0 computes once what the inputs begin with alike.
     """
 
     ids: NDArray[np.int32]
@@ -29,6 +30,7 @@ class StepMessage:
     attended: NDArray[np.int32] | None = None
     alone: bool = False
     images: NDArray[np.int32] | None = None
+    shares_prefixes: bool = False
 
 
 def slot_bytes(tokens: int) -> int:
@@ -66,14 +68,15 @@ class Ring:
             raise RuntimeError(
                 f"a step of {len(message.ids)} tokens does not fit into {len(slot)} words of shared memory"
             )
-        flags = (message.second is not None, message.attended is not None, message.alone)
+        given_too = (message.second is not None, message.attended is not None)
+        flags = (*given_too, message.alone, message.shares_prefixes)
         slot[:_HEADER] = (len(message.ids), len(message.lengths), *flags, 0 if images is None else len(images))
         np.concatenate(said, out=slot[_HEADER : _HEADER + sum(map(len, said))], casting="same_kind")
 
     def read(self, number: int) -> StepMessage:
         """A copy: the slot may be written again."""
         slot = self._slot(number)
-        tokens, inputs, has_second, has_attended, alone, of_images = slot[:_HEADER].tolist()
+        tokens, inputs, has_second, has_attended, alone, shares_prefixes, of_images = slot[:_HEADER].tolist()
         sizes = np.cumsum([tokens, inputs, inputs * has_second, inputs * has_attended, of_images])
         ids, lengths, second, attended, images = np.split(slot[_HEADER : _HEADER + sizes[-1]].copy(), sizes[:-1])
         return StepMessage(
@@ -83,6 +86,7 @@ class Ring:
             attended if has_attended else None,
             bool(alone),
             images.reshape(-1, COLUMNS) if of_images else None,
+            bool(shares_prefixes),
         )
 
     def _slot(self, number: int) -> NDArray[np.int32]:

@@ -67,6 +67,7 @@ class DecoderForward(PackedForward):
     ) -> None:
         """shard: which share of the decoder this is; rank 0 alone embeds images, and tells the others."""
         super().__init__(model, device, None)
+        self.shares_prefixes = False  # whose positions in an image are others than in the row
         self._vlm: Any = model
         self._vision, self._packed, self._shard = vision, packed, shard
         self.path = "packed" if packed else "one by one"

@@ -53,6 +53,7 @@ class ImagesForward:
     """Images of one size, in a batch: a row of each is what the model says of its first token, [inputs, dim]."""
 
     path = "batched"
+    shares_prefixes = False
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self._model: Any = model

@@ -42,3 +42,22 @@ def test_the_real_model_packs_on_cuda_within_a_thousandth() -> None:
     asked = batch(reference.card.vocab_size, 256)
     a, b = (runner.launch(runner.prepare([asked])).wait()[0].data for runner in (reference, device))
     assert float((a * b).sum(1).min()) > 0.999
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "llama", "gpt2"])
+def test_what_inputs_begin_with_alike_is_computed_once(checkpoint: Callable[[str], Path], family: str) -> None:
+    """The kernel must take the last of fewer tokens to see all keys, within windows too."""
+    runner = LocalRunner(ModelSpec(source=str(checkpoint(family)), device="cuda", dtype="bfloat16", enforce_eager=True))
+    assert runner.shares_prefixes  # else the start-up check has found it wrong
+    draw = np.random.default_rng(0)
+    beginning = draw.integers(5, runner.card.vocab_size, 60)
+    inputs = [np.concatenate([beginning, draw.integers(5, runner.card.vocab_size, size)]) for size in (40, 9, 9, 1)]
+    asked = PackedBatch(np.concatenate(inputs).astype(np.int32), np.array([len(one) for one in inputs], np.int32))
+    prepared = runner.prepare([asked])
+    assert prepared.step.spread is not None
+    together = runner.launch(prepared).wait()[0].data
+    alone = [
+        runner.launch(runner.prepare([PackedBatch(one.astype(np.int32), np.array([len(one)], np.int32))])).wait()[0].data
+        for one in inputs
+    ]
+    assert float((together * np.concatenate(alone)).sum(1).min()) > 0.99

@@ -97,6 +97,15 @@ def test_splade_and_bge_m3_do_too(tmp_path: Path, rank: LongRank) -> None:
     assert_same(*on_one_and_two({"source": str(tmp_path)}, rank, "embed", "token_classify", "token_embed"))
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+def test_what_inputs_begin_with_alike_is_computed_once_on_every_rank(
+    checkpoint: Checkpoints, rank: LongRank, name: str
+) -> None:
+    beginning = words(40, 7)
+    inputs = [f"{beginning} {words(count, count)}" for count in (3, 9, 9, 20)]
+    assert_same(*on_one_and_two({"source": str(checkpoint(name))}, rank, "embed", "token_embed", inputs=inputs))
+
+
 def test_pairs_are_told_apart_on_every_rank(scorer: Checkpoints, rank: LongRank) -> None:
     spec = {"source": str(scorer("bert")), "task": "score"}
     pairs = [(words(3, 2), words(20, 5)), (words(9, 1), words(4, 4))]
