@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pooling.choose import choose_forward
 from pooling.config import ModelSpec
-from pooling.forward import Forward, PackedForward, StepInput, choose_forward
+from pooling.forward import Forward, PackedForward, StepInput
 from pooling.heads import activation_of, check_activation, cut
 from pooling.heads.check import check_heads
 from pooling.kept import kept, side_of

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pooling.choose import load_packed, obstacle, prove_shared
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.forward import PackedForward, StepInput, load_packed, obstacle, prove_shared
+from pooling.forward import PackedForward, StepInput
 from pooling.heads import Head
 from pooling.loading.describe import Description
 from pooling.media import Media

@@ -5,8 +5,9 @@ import logging
 import torch
 
 from pooling.attention import NAME
+from pooling.choose import obstacle
 from pooling.errors import CheckpointError
-from pooling.forward import Forward, obstacle
+from pooling.forward import Forward
 from pooling.heads import Head
 from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description

@@ -57,7 +57,9 @@ def test_what_inputs_begin_with_alike_is_computed_once(checkpoint: Callable[[str
     assert prepared.step.spread is not None
     together = runner.launch(prepared).wait()[0].data
     alone = [
-        runner.launch(runner.prepare([PackedBatch(one.astype(np.int32), np.array([len(one)], np.int32))])).wait()[0].data
+        runner.launch(runner.prepare([PackedBatch(one.astype(np.int32), np.array([len(one)], np.int32))]))
+        .wait()[0]
+        .data
         for one in inputs
     ]
     assert float((together * np.concatenate(alone)).sum(1).min()) > 0.99

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pooling import LLM, ModelSpec, PoolerConfig
+from pooling.choose import obstacle
 from pooling.errors import CheckpointError, ConfigError
-from pooling.forward import obstacle
 from pooling.loading.describe import Description, describe
 from pooling.loading.families import FAMILIES, family_of
 from tests.checkpoints.writing import read_json, write_json

@@ -276,7 +276,7 @@ _LOADING = """
 import sys, threading
 import torch
 from pooling import ModelSpec
-from pooling.forward import load_packed
+from pooling.choose import load_packed
 from pooling.loading.describe import describe
 from pooling.parallel.shard import Shard
 

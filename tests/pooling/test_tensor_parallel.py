@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pooling.choose import load_packed
 from pooling.config import ModelSpec
 from pooling.errors import CheckpointError, ConfigError
-from pooling.forward import load_packed
 from pooling.intake import Intake
 from pooling.loading.describe import describe
 from pooling.media import Content, Image, ImageEmbeds
