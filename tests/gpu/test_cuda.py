@@ -52,14 +52,11 @@ def test_what_inputs_begin_with_alike_is_computed_once(checkpoint: Callable[[str
     draw = np.random.default_rng(0)
     beginning = draw.integers(5, runner.card.vocab_size, 60)
     inputs = [np.concatenate([beginning, draw.integers(5, runner.card.vocab_size, size)]) for size in (40, 9, 9, 1)]
-    asked = PackedBatch(np.concatenate(inputs).astype(np.int32), np.array([len(one) for one in inputs], np.int32))
-    prepared = runner.prepare([asked])
-    assert prepared.step.spread is not None
-    together = runner.launch(prepared).wait()[0].data
-    alone = [
-        runner.launch(runner.prepare([PackedBatch(one.astype(np.int32), np.array([len(one)], np.int32))]))
-        .wait()[0]
-        .data
-        for one in inputs
-    ]
-    assert float((together * np.concatenate(alone)).sum(1).min()) > 0.99
+    together = [PackedBatch(np.concatenate(inputs).astype(np.int32), np.array([*map(len, inputs)], np.int32))]
+    assert runner.prepare(together).step.spread is not None
+    alone = [[PackedBatch(one.astype(np.int32), np.array([len(one)], np.int32))] for one in inputs]
+    a, b = (
+        np.concatenate([runner.launch(runner.prepare(step)).wait()[0].data for step in steps])
+        for steps in ([together], alone)
+    )
+    assert float((a * b).sum(1).min()) > 0.99

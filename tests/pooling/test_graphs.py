@@ -35,7 +35,7 @@ def _attention_reads_cu_seqlens(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = PackedForward._run
 
     def run(self: PackedForward, ids: Tensor, positions: Tensor, types: Tensor | None, packing: Packing) -> Tensor:
-        if packing.groups:
+        if packing.groups or packing.prefixed is not None:
             return whole(self, ids, positions, types, packing)
         assert packing.cu_seqlens is not None
         lengths = [length for length in packing.cu_seqlens.diff().tolist() if length]
@@ -120,3 +120,17 @@ def test_a_step_takes_the_smallest_that_has_room(checkpoint: Callable[[str], Pat
         with torch.inference_mode():
             assert graphs.run(ids, ids, None, packing, len(lengths)) is not None
     assert used == [32, 32, 64, 128, MOST]
+
+
+def test_a_step_is_replayed_until_sharing_what_inputs_begin_with_saves_much(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, _, graphs = recorded(checkpoint("qwen3"))
+    beginning = drawn(runner, [40], 0, pairs=False).ids
+    inputs = [np.concatenate([beginning, drawn(runner, [8], seed, pairs=False).ids]) for seed in (1, 2)]
+    batch = PackedBatch(np.concatenate(inputs), np.array([48, 48], np.int32))
+    replayed = rows(runner, batch)
+    assert graphs.replayed == 1
+    monkeypatch.setattr("pooling.forward._WORTH_SHARING_OVER_GRAPHS", 40)
+    assert np.allclose(rows(runner, batch), replayed, atol=1e-5)
+    assert graphs.replayed == 1
