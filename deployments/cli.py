@@ -12,13 +12,14 @@ from cluster.supervisor import supervised
 from deployments import commands
 from deployments.job_flags import add_jobs
 from pooling import __version__
-from pooling.config import ModelSpec, Task
+from pooling.config import ModelSpec, Quantization, Task
 from pooling.errors import ConfigError, PoolingError, SourceError
 
 _FAILED, _MISTAKEN, _INTERRUPTED = 1, 2, 130
 _SOURCE = "a directory, a hub id such as org/name, or python:package/dir inside an installed package"
 _TASKS = ("auto", *get_args(Task))
 _DTYPES = get_args(ModelSpec.model_fields["dtype"].annotation)
+_QUANTIZATIONS = get_args(Quantization)
 _DEVICES = get_args(ModelSpec.model_fields["device"].annotation)
 
 
@@ -107,6 +108,9 @@ def _add_model_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--max-batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward pass")
     parser.add_argument(
         "--enforce-eager", action="store_true", default=None, help="on a GPU, run small steps without CUDA graphs"
+    )
+    parser.add_argument(
+        "--quantization", choices=_QUANTIZATIONS, help="8-bit linear layers: int8 on a CPU with VNNI, fp8 on a GPU"
     )
     parser.add_argument(
         "--override-pooler-config",

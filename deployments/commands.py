@@ -28,6 +28,7 @@ _MODEL_FLAGS = (
     "max_model_len",
     "max_batch_tokens",
     "enforce_eager",
+    "quantization",
     "override_pooler_config",
     "hf_overrides",
     "limit_mm_per_prompt",

@@ -1,12 +1,14 @@
 """choose_forward(): a model in the fastest way to run it that proves itself at the start: packed, else padded."""
 
 import logging
+from functools import partial
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pooling.attention import NAME
-from pooling.errors import CheckpointError
+from pooling.config import Quantization
+from pooling.errors import CheckpointError, ConfigError
 from pooling.forward import Forward, PackedForward, PaddedForward, configs_of
 from pooling.graphs import CudaRecorder
 from pooling.heads import Head
@@ -14,36 +16,52 @@ from pooling.loading.checkpoint import Checkpoint
 from pooling.loading.describe import Description
 from pooling.loading.model import load_model
 from pooling.parallel.shard import Shard
-from pooling.self_check import check, check_shared
-from pooling.tuned import tune
+from pooling.quantized import check_quantization
+from pooling.self_check import answers, check, check_shared, likeness
+from pooling.tuned import tune, tune_quantized
 
 log = logging.getLogger("raypool")
 
+# Of what a quantised model answers to what it answers without. On texts they are closer than on random tokens.
+_LEAST_COSINE = 0.9
+
 
 def choose_forward(
-    description: Description, dtype: torch.dtype, device: torch.device, max_batch_tokens: int, eager: bool = False
+    description: Description,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_batch_tokens: int,
+    eager: bool = False,
+    quantization: Quantization | None = None,
 ) -> tuple[Forward, dict[str, Head]]:
     """Packed if the family is known to pack and this model proves it on this device, else padded, loudly.
 
     Beside it the heads of the model, by name. eager: on a GPU, without CUDA graphs.
 
-    Raises CheckpointError if neither gives the answers of each input alone.
+    Raises CheckpointError if neither gives the answers of each input alone,
+    ConfigError for a quantisation that this device or this model cannot have.
     """
-    name, kind = description.card.name, description.card.model_type
+    name, kind, quantized = description.card.name, description.card.model_type, quantization is not None
     reason = obstacle(description, dtype, device)
+    if quantization is not None:
+        check_quantization(quantization, name, device, dtype)
+        if reason is not None:
+            raise ConfigError(f"{name}: quantization is for models that run packed: {reason}")
     if reason is None:
-        packed, heads = load_packed(description, dtype, device, max_batch_tokens)
+        packed, heads = load_packed(description, dtype, device, max_batch_tokens, quantization=quantization)
         model = packed.model
         if device.type == "cuda" and not eager:
             _record(packed, description, max_batch_tokens)
-        reason = check(packed, description, dtype)
+        reason = check(packed, description, dtype, quantized)
         if reason is not None and packed.graphs is not None:
             log.warning("%s: running without CUDA graphs, which is slower for small steps: %s", name, reason)
             packed.graphs = None
-            reason = check(packed, description, dtype)
+            reason = check(packed, description, dtype, quantized)
         if reason is None:
-            prove_shared(packed, packed, description, dtype)
+            prove_shared(packed, packed, description, dtype, quantized)
             return packed, heads
+        if quantized:
+            raise ConfigError(f"{name} cannot be served with quantization {quantization}: {reason}")
     else:
         loaded = load_model(Checkpoint(description.backbone), description, "eager", dtype, device)
         model, heads = loaded.backbone, loaded.heads
@@ -57,14 +75,20 @@ def choose_forward(
     return padded, heads
 
 
-def prove_shared(forward: Forward, packed: PackedForward, description: Description, dtype: torch.dtype) -> None:
+def prove_shared(
+    forward: Forward,
+    packed: PackedForward,
+    description: Description,
+    dtype: torch.dtype,
+    quantized: bool = False,
+) -> None:
     """Inputs share what they begin with if that gives the answers of each alone.
 
     forward: what runs the whole model, `packed` or a group of which that is the first rank's share.
     """
     if packed.shares_prefixes:
         graphs, packed.graphs = packed.graphs, None  # a step so small would be replayed
-        reason = check_shared(forward, description, dtype)
+        reason = check_shared(forward, description, dtype, quantized)
         packed.graphs = graphs
         if reason is not None:
             log.warning("%s: what inputs begin with alike is computed for each: %s", description.card.name, reason)
@@ -86,12 +110,31 @@ def load_packed(
     device: torch.device,
     max_batch_tokens: int,
     shard: Shard | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[PackedForward, dict[str, Head]]:
-    """A model that packs, or this rank's share of it, not proven yet; beside it its heads, by name."""
+    """A model that packs, or this rank's share of it, not proven yet; beside it its heads, by name.
+
+    Raises ConfigError if quantisation changes its answers beyond use.
+    """
     loaded = load_model(Checkpoint(description.backbone), description, NAME, dtype, device, shard)
+    model = loaded.backbone
     counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
-    tune(loaded.backbone, device, dtype, max_batch_tokens, shard is not None)
-    return PackedForward(loaded.backbone, device, counted_from), loaded.heads
+    how = (model, device, dtype, max_batch_tokens)
+    packed = PackedForward(model, device, counted_from)
+    if quantization is None:
+        tune(*how, shard is not None)
+    else:
+        truth = answers(packed, description, seed=0)
+        tune_quantized(*how, quantization, partial(answers, packed, description, seed=1))
+    packed = PackedForward(model, device, counted_from)
+    if quantization is not None:
+        packed.cosine = likeness(answers(packed, description, seed=0), truth)
+        if packed.cosine < _LEAST_COSINE:
+            raise ConfigError(
+                f"{description.card.name}: quantization {quantization} changes what the model answers too much: the "
+                f"vectors of random tokens have a cosine of {packed.cosine:.3f} to those without it; leave it out"
+            )
+    return packed, loaded.heads
 
 
 def _padded_attention(model: PreTrainedModel) -> str:

@@ -9,6 +9,7 @@ from pooling.errors import ConfigError
 Task = Literal["embed", "classify", "score", "reward", "token_embed", "token_classify"]
 SequencePooling = Literal["CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN"]
 TokenPooling = Literal["ALL", "STEP"]
+Quantization = Literal["int8", "fp8"]
 PoolingType = Literal[SequencePooling, TokenPooling]
 
 
@@ -171,6 +172,9 @@ class ModelSpec(Settings):
         {"image": 8}, min_length=1, description="how many images an input may have"
     )
     enforce_eager: bool = Field(False, description="on a GPU, run small steps without CUDA graphs; a CPU has none")
+    quantization: Quantization | None = Field(
+        None, description="linear layers of 8-bit numbers: int8 on CPUs, fp8 on GPUs; the start says what it changes"
+    )
     step_timeout_s: float = Field(
         STEP_TIMEOUT_S, gt=0, description="a forward pass that takes longer hangs: its replica ends and is replaced"
     )

@@ -15,6 +15,7 @@ from pooling.attention import PackingSlot, plain_bytes, slot_of
 from pooling.full_attention import attend_merged
 from pooling.native import native
 from pooling.prepacked import PrepackedLinear, fusable_activation, linear
+from pooling.quantized import QuantizedLinear, activated, int8_linear
 
 # Attention, then what it is added to, normed; then the same with two linear layers. One copies the other's code.
 _KINDS = (BertLayer, RobertaLayer, XLMRobertaLayer, CamembertLayer, ElectraLayer)
@@ -58,18 +59,27 @@ class EncoderLayers(nn.Module):
 
 
 @native
-def _added(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
-) -> Tensor:
+def _linear(x: Tensor, of: list[Tensor], activation: str, algorithm: str) -> Tensor:
+    """of: the tensors of a PrepackedLinear or of a QuantizedLinear."""
+    if len(of) == 2:
+        return linear(x, of[0], of[1], activation, algorithm)
+    return activated(int8_linear(x, of[0], of[1], of[2], of[3], of[4]), activation, algorithm)
+
+
+@native
+def _added(x: Tensor, residual: Tensor, of: list[Tensor], norm: list[Tensor], eps: float) -> Tensor:
     """LayerNorm(linear(x) + residual)"""
-    added = torch.ops.mkldnn._linear_pointwise(x, residual, weight, bias, "add")
-    return torch.layer_norm(added, [added.shape[1]], norm_weight, norm_bias, eps, False)
+    if len(of) == 2:
+        added = torch.ops.mkldnn._linear_pointwise(x, residual, of[0], of[1], "add")
+    else:
+        added = int8_linear(x, of[0], of[1], of[2], of[3], of[4]).add_(residual)
+    return torch.layer_norm(added, [added.shape[1]], norm[0], norm[1], eps, False)
 
 
 @native
 def _encode(
     x: Tensor,
-    layers: list[list[Tensor]],
+    layers: list[list[list[Tensor]]],
     heads: int,
     groups: list[tuple[int, int, int, int]],
     scale: float,
@@ -82,26 +92,19 @@ def _encode(
     tokens = x.shape[0]
     for w in layers:
         # [tokens, 3 * heads * head_dim] -> a view [3, heads, tokens, head_dim]
-        qkv = linear(x, w[0], w[1], "none", "").view(tokens, 3, heads, -1).permute(1, 2, 0, 3)
+        qkv = _linear(x, w[0], "none", "").view(tokens, 3, heads, -1).permute(1, 2, 0, 3)
         attended = attend_merged(qkv, groups, scale, plain_bytes).view(tokens, -1)
-        x = _added(attended, x, w[2], w[3], w[4], w[5], eps)
-        x = _added(linear(x, w[6], w[7], activation, algorithm), x, w[8], w[9], w[10], w[11], eps)
+        x = _added(attended, x, w[1], w[2], eps)
+        x = _added(_linear(x, w[3], activation, algorithm), x, w[4], w[5], eps)
     return x
 
 
-def _weights(layer: Any) -> list[Tensor]:
-    """In the order in which _encode() needs them: weight and bias of each linear layer and of the norms behind two."""
-    attended, inner, outer = layer.attention.output, layer.intermediate.dense, layer.output
-    answer: list[Tensor] = []
-    for dense, norm in (
-        (layer.attention.self.query.merged.linear, None),
-        (attended.dense, attended.LayerNorm),
-        (inner, None),
-        (outer.dense, outer.LayerNorm),
-    ):
-        answer += [dense.weight, dense.bias]
-        answer += [] if norm is None else [norm.weight.detach(), norm.bias.detach()]
-    return answer
+def _weights(layer: Any) -> list[list[Tensor]]:
+    """In the order in which _encode() needs them: the tensors of each linear layer and of the norms behind two."""
+    attended, outer = layer.attention.output, layer.output
+    norms = [[norm.weight.detach(), norm.bias.detach()] for norm in (attended.LayerNorm, outer.LayerNorm)]
+    merged, inner = layer.attention.self.query.merged.linear, layer.intermediate.dense
+    return [merged.tensors, attended.dense.tensors, norms[0], inner.tensors, outer.dense.tensors, norms[1]]
 
 
 def find_layers(model: nn.Module) -> list[list[Any]]:
@@ -138,4 +141,6 @@ def _fits(layer: Any) -> bool:
 
 def _is_ready(layer: Any) -> bool:
     dense = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
-    return hasattr(layer.attention.self.query, "merged") and all(type(each) is PrepackedLinear for each in dense)
+    return hasattr(layer.attention.self.query, "merged") and all(
+        type(each) in (PrepackedLinear, QuantizedLinear) for each in dense
+    )

@@ -15,7 +15,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
     GELUTanh: ("gelu", "tanh"),
     nn.ReLU: ("relu", ""),
 }
-_NO_ACTIVATION = ("none", "")
+NO_ACTIVATION = ("none", "")
 
 
 @native
@@ -33,12 +33,18 @@ class PrepackedLinear(nn.Module):
     fused, the same product runs 20 to 30 % faster (docs/benchmarks.md).
     """
 
-    def __init__(self, linear: nn.Linear, tokens: int, activation: tuple[str, str] = _NO_ACTIVATION) -> None:
+    def __init__(self, linear: nn.Linear, tokens: int, activation: tuple[str, str] = NO_ACTIVATION) -> None:
         super().__init__()
         # T5 asks its layers for the dtype of their `weight`.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.activation = activation
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What compiled code needs of a layer with a bias."""
+        assert self.bias is not None
+        return [self.weight, self.bias]
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, *self.activation)
@@ -69,7 +75,7 @@ def prepack(model: nn.Module, tokens: int) -> int:
         parent = model.get_submodule(place)
         layer = getattr(parent, leaf)
         if type(layer) is nn.Linear:  # else replaced already, under another name
-            setattr(parent, leaf, PrepackedLinear(layer, tokens, _take_activation(parent, leaf)))
+            setattr(parent, leaf, PrepackedLinear(layer, tokens, take_activation(parent, leaf)))
             replaced += 1
         del layer
     return replaced
@@ -83,10 +89,10 @@ def fusable_activation(module: Any) -> tuple[str, str] | None:
     return _ACTIVATIONS.get(type(activation))
 
 
-def _take_activation(module: nn.Module, name: str) -> tuple[str, str]:
+def take_activation(module: nn.Module, name: str) -> tuple[str, str]:
     """The activation that can be fused into a layer of a module; the module's own then becomes a pass-through."""
     activation = fusable_activation(module) if name == "dense" else None
     if activation is None:
-        return _NO_ACTIVATION
+        return NO_ACTIVATION
     module.intermediate_act_fn = nn.Identity()
     return activation

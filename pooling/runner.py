@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pooling.choose import choose_forward
 from pooling.config import ModelSpec
+from pooling.errors import ConfigError
 from pooling.forward import Forward, PackedForward, StepInput
 from pooling.heads import activation_of, check_activation, cut
 from pooling.heads.check import check_heads
@@ -136,9 +137,12 @@ class LocalRunner:
     def __init__(self, spec: ModelSpec, start: StartRanks = start_local) -> None:
         description = describe(spec)
         self.card = description.card
+        if spec.quantization is not None and (spec.tensor_parallel_size > 1 or self.card.vision is not None):
+            kind = "models that take images" if self.card.vision is not None else "models that are split"
+            raise ConfigError(f"{self.card.name}: there is no quantization for {kind}; leave it out")
         self.device = choose_device(spec.device)
         self.dtype = choose_dtype(spec.dtype, self.device)
-        self._ranks = spec.tensor_parallel_size
+        self._ranks, self._quantization = spec.tensor_parallel_size, spec.quantization
         self.lanes = count_lanes() if self.device.type == "cpu" and self._ranks == 1 else 1
         default = min(max(_CPU_STEP_TOKENS, self.lanes * _CPU_LANE_TOKENS), _CUDA_STEP_TOKENS)
         self.max_batch_tokens = spec.max_batch_tokens or (_CUDA_STEP_TOKENS if self.device.type == "cuda" else default)
@@ -154,7 +158,9 @@ class LocalRunner:
             self._forward = self._group
         else:
             self._forward, self._heads = (
-                choose_forward(*how, spec.enforce_eager) if self.card.vision is None else choose_vision_forward(*how)
+                choose_forward(*how, spec.enforce_eager, spec.quantization)
+                if self.card.vision is None
+                else choose_vision_forward(*how)
             )
         try:
             self._read_card(description)
@@ -180,10 +186,15 @@ class LocalRunner:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "path": self._forward.path,
+            "quantization": self._quantized(),
             "tensor_parallel": f"over {self._ranks} ranks" if self._ranks > 1 else "",
             "cuda_graphs": self._graphs(),
             "threads": str(torch.get_num_threads()) if self.device.type == "cpu" else "",
         }
+
+    def _quantized(self) -> str:
+        cosine = self._forward.cosine if isinstance(self._forward, PackedForward) else None
+        return "" if cosine is None else f"{self._quantization} (random tokens: cosine {cosine:.4f} at least)"
 
     @property
     def shares_prefixes(self) -> bool:

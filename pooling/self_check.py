@@ -14,8 +14,11 @@ from pooling.shared_prefixes import LEAST_TOKENS
 if TYPE_CHECKING:
     from pooling.forward import Forward
 
+# Tokens of the inputs by which a quantised model is compared to itself.
+_ANSWERED = (6, 12, 24, 48, 96)
 
-def check(forward: "Forward", description: Description, dtype: torch.dtype) -> str | None:
+
+def check(forward: "Forward", description: Description, dtype: torch.dtype, quantized: bool = False) -> str | None:
     """Runs two inputs together and each alone; returns what is wrong, None if nothing is.
 
     Two questions. Does an input leak into another? Exact in any dtype: changing
@@ -24,7 +27,8 @@ def check(forward: "Forward", description: Description, dtype: torch.dtype) -> s
     window or position shows as 0.05 and more.
     Where a token chooses among experts, an expert's tokens are one product,
     whose rounding depends on how many they are, and rounding may choose another
-    expert: there both questions are asked within rounding, and more of it.
+    expert: there both questions are asked within rounding, and more of it. A
+    quantised model's inputs may round to other whole numbers, in any dtype.
     """
     limit = description.card.max_model_len
     window = getattr(description.stack, "sliding_window", None) or 0
@@ -34,7 +38,7 @@ def check(forward: "Forward", description: Description, dtype: torch.dtype) -> s
     a, b, other = (draw_ids(draw, size, description) for size in (long, short, short))
     c = draw_ids(draw, long, description)
     experts = _has_experts(description.stack)
-    allowed = 1e-3 if dtype == torch.float32 else 0.2 if experts else 0.05
+    allowed = _allowed(description, dtype, quantized)
     with torch.inference_mode():
         together = _run(forward, a, b)
         leak = max(
@@ -48,23 +52,46 @@ def check(forward: "Forward", description: Description, dtype: torch.dtype) -> s
     return None if error < allowed else f"its answers differ from the model's own by {error:.1e} of their length"
 
 
-def check_shared(forward: "Forward", description: Description, dtype: torch.dtype) -> str | None:
+def check_shared(
+    forward: "Forward", description: Description, dtype: torch.dtype, quantized: bool = False
+) -> str | None:
     """Runs three inputs together that begin alike, and each alone; returns what is wrong, None if nothing is."""
     size = min(3 * LEAST_TOKENS, description.card.max_model_len)
     draw = np.random.default_rng(0)
     first, second = (draw_ids(draw, size, description) for _ in range(2))
     second[: size * 2 // 3] = first[: size * 2 // 3]
     inputs = (first, second, first[: size * 3 // 4])
-    allowed = 1e-3 if dtype == torch.float32 else 0.2 if _has_experts(description.stack) else 0.05
     with torch.inference_mode():
         together = _run(forward, *inputs)
         error = difference(together, torch.cat([forward.alone(ids) for ids in inputs]))
-    return None if error < allowed else f"answers differ from the model's own by {error:.1e} of their length"
+    close = error < _allowed(description, dtype, quantized)
+    return None if close else f"answers differ from the model's own by {error:.1e} of their length"
+
+
+def answers(forward: "Forward", description: Description, seed: int) -> Tensor:
+    """Of some inputs of random tokens, the mean of the rows and the last one: [2 * inputs, dim]."""
+    draw = np.random.default_rng(seed)
+    sizes = [min(size, description.card.max_model_len) for size in _ANSWERED]
+    with torch.inference_mode():
+        rows = [forward.alone(draw_ids(draw, size, description)).float() for size in sizes]
+        return torch.stack([row for one in rows for row in (one.mean(0), one[-1])])
+
+
+def likeness(rows: Tensor, truth: Tensor) -> float:
+    """The least cosine of a row to the one that is right."""
+    return float(torch.cosine_similarity(rows, truth).min())
 
 
 def difference(rows: Tensor, truth: Tensor) -> float:
     """The length of what is wrong, as a share of the truth's."""
     return float((rows.float() - truth.float()).norm() / truth.float().norm())
+
+
+def _allowed(description: Description, dtype: torch.dtype, quantized: bool) -> float:
+    """How large a difference may be that is rounding's."""
+    if quantized:
+        return 0.2
+    return 1e-3 if dtype == torch.float32 else 0.2 if _has_experts(description.stack) else 0.05
 
 
 def _has_experts(config: PreTrainedConfig) -> bool:

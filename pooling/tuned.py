@@ -1,7 +1,7 @@
 """tune(): a loaded model's layers as they run fastest on its device."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from pooling.config import Quantization
 from pooling.encoder_layers import find_layers, fuse_layers
 from pooling.prepacked import can_prepack, prepack
+from pooling.quantized import quantize
 
 # Sibling layers of transformers' models that are given the same tensor.
 _SIBLINGS = (
@@ -79,7 +81,13 @@ class FusedRMSNorm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
-def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int, split: bool = False) -> None:
+def tune(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
+    split: bool = False,
+) -> None:
     """Changes a model in place, for steps of about so many tokens; what does not fit a pattern stays as it is.
 
     split: it is one rank's share of a model.
@@ -96,6 +104,23 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, tokens: int
         fuse_layers(model, encoders)
     if device.type == "cuda" or dtype == torch.float32:
         # A CPU's bfloat16 norm is faster in the five operations of transformers.
+        fuse_norms(model)
+
+
+def tune_quantized(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
+    kind: Quantization,
+    run: Callable[[], object],
+) -> None:
+    """As tune(), with layers as in quantized.py. run: lets the model answer something."""
+    encoders = find_layers(model) if kind == "int8" else []
+    merge(model)  # what siblings read is quantised once
+    quantize(model, kind, tokens, run)
+    fuse_layers(model, encoders)
+    if device.type == "cuda" or dtype == torch.float32:
         fuse_norms(model)
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pooling import encoder_layers, full_attention, prepacked
+from pooling import encoder_layers, full_attention, prepacked, quantized
 from pooling.native import native
 
 COMPILED = [
     prepacked.linear,
+    quantized.int8_linear,
+    quantized.activated,
     encoder_layers._encode,
     encoder_layers._added,
     full_attention.attend_merged,
