@@ -36,16 +36,26 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.workers import Worker, WorkerFailed
 from pooling import Intake, ModelSpec, PoolingRequest
 
-LIBRARIES = ("raypool", *(name for name in ("sentence-transformers", "infinity", "vllm") if name in PEERS))
+# The last of ours with linear layers of 8-bit numbers, where the CPU has products of them.
+OURS = ("raypool", "raypool-int8") if torch.cpu._is_vnni_supported() else ("raypool",)
+LIBRARIES = (*OURS, *(name for name in ("sentence-transformers", "infinity", "vllm") if name in PEERS))
 # What a user of sentence-transformers gets without asking for another number format.
 _ITS_DEFAULT = ("sentence-transformers", "float32")
 _ROOT = Path(__file__).resolve().parent.parent
 _LOGS = HOME / "offline"
 _SETS: dict[str, dict[str, Callable[[int], list[Any]]]] = {
-    "embed": {"short": texts.short_texts, "long": texts.long_texts, "mixed": texts.mixed_texts},
+    "embed": {
+        "short": texts.short_texts,
+        "long": texts.long_texts,
+        "mixed": texts.mixed_texts,
+        "instructed": texts.instructed_texts,
+    },
     "score": {"short": texts.short_groups, "long": texts.long_groups, "mixed": texts.mixed_groups},
 }
-_COUNTS = {"embed": {"short": 1_024, "long": 192, "mixed": 384}, "score": {"short": 512, "long": 96, "mixed": 192}}
+_COUNTS = {
+    "embed": {"short": 1_024, "long": 192, "mixed": 384, "instructed": 384},
+    "score": {"short": 512, "long": 96, "mixed": 192},
+}
 # Of the curve of throughput over length, which has about as many tokens at each.
 _LENGTHS, _TOKENS = (8, 16, 32, 64, 128, 256, 512), 16_384
 _SINGLES = 20
@@ -64,7 +74,7 @@ class Entrant:
         return f"{self.library} {self.dtype}"
 
     def start(self, threads: int, log: Path) -> Worker:
-        if self.library == "raypool":
+        if self.library in OURS:
             own = {"PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
             return Worker(Path(sys.executable), {**os.environ, **own}, log)
         peer = PEERS[self.library]
@@ -81,7 +91,8 @@ class Texts:
     @classmethod
     def of(cls, shape: Shape, directory: Path, names: Sequence[str], scale: float, sweep: bool) -> "Texts":
         """scale: how many of the texts are taken. sweep: also sets of texts that are all of one length."""
-        sets = {name: _SETS[shape.task][name](max(16, int(scale * _COUNTS[shape.task][name]))) for name in names}
+        known = [name for name in names if name in _SETS[shape.task]]
+        sets = {name: _SETS[shape.task][name](max(16, int(scale * _COUNTS[shape.task][name]))) for name in known}
         if sweep and shape.task == "embed":
             for length in _LENGTHS:
                 sets[f"{length} tokens"] = texts.texts_of(length - 2, max(8, int(scale * _TOKENS) // length))
@@ -231,7 +242,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--libraries", nargs="+", choices=built, default=built, help="default: all that are built")
-    parser.add_argument("--sets", nargs="+", choices=["short", "long", "mixed"], default=["short", "long", "mixed"])
+    parser.add_argument("--sets", nargs="+", choices=list(_SETS["embed"]), default=["short", "long", "mixed"])
     parser.add_argument("--sweep", action="store_true", help="also texts of one length each, from 8 to 512 tokens")
     parser.add_argument("--scale", type=float, default=1.0, help="take so many of the texts; 0.1 is a tenth")
     parser.add_argument("--rounds", type=int, default=5)

@@ -27,10 +27,13 @@ Groups = list[tuple[str, list[str]]]
 
 
 class Raypool:
+    quantization: Any = None
+
     def __init__(self, model: str, task: Any, dtype: Any) -> None:
         from pooling import LLM
 
-        self._llm = LLM(model, task="embed" if task == "images" else task, dtype=dtype)
+        asked = "embed" if task == "images" else task
+        self._llm = LLM(model, task=asked, dtype=dtype, quantization=self.quantization)
 
     def embed(self, texts: list[str]) -> Any:
         return [output.outputs.embedding for output in self._llm.embed(texts, use_tqdm=False)]
@@ -43,6 +46,10 @@ class Raypool:
     def score(self, groups: Groups) -> Any:
         outputs = self._llm.score(*_pairs(groups), use_tqdm=False)
         return [output.outputs.score for output in outputs]
+
+
+class RaypoolInt8(Raypool):
+    quantization = "int8"
 
 
 class SentenceTransformers:
@@ -94,25 +101,28 @@ class Infinity:
 
 
 class Vllm:
-    """Eager: its default, compiled, is several times slower on a CPU. Without the cache of prefixes, for every round
-    asks for the same texts."""
+    """Eager: its default, compiled, is several times slower on a CPU. Its cache of prefixes, of decoders, is emptied
+    before every call, for all rounds ask for the same texts."""
 
     def __init__(self, model: str, task: Any, dtype: Any) -> None:
         from vllm import LLM
 
-        options = {"runner": "pooling", "dtype": dtype, "enforce_eager": True, "enable_prefix_caching": False}
+        options = {"runner": "pooling", "dtype": dtype, "enforce_eager": True}
         self._llm = LLM(model=model, **options)
 
     def embed(self, texts: list[str]) -> Any:
+        self._llm.reset_prefix_cache()
         return [output.outputs.embedding for output in self._llm.embed(texts, use_tqdm=False)]
 
     def score(self, groups: Groups) -> Any:
+        self._llm.reset_prefix_cache()
         outputs = self._llm.score(*_pairs(groups), use_tqdm=False)
         return [output.outputs.score for output in outputs]
 
 
 LIBRARIES: dict[str, Any] = {
     "raypool": Raypool,
+    "raypool-int8": RaypoolInt8,
     "sentence-transformers": SentenceTransformers,
     "infinity": Infinity,
     "vllm": Vllm,

@@ -12,6 +12,7 @@ from benchmarks.offline_tables import Found
 # One colour a library in every figure; told apart also by those who see no red or green (Okabe and Ito 2008).
 _COLOURS = {
     "raypool": "#0072B2",
+    "raypool-int8": "#56B4E9",
     "vllm": "#D55E00",
     "sentence-transformers": "#009E73",
     "infinity": "#CC79A7",

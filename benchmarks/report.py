@@ -140,7 +140,7 @@ def measure(args: argparse.Namespace, command: str) -> Report:
 
 def _offline(args: argparse.Namespace) -> argparse.Namespace:
     scope = ["--scale=0.25", "--rounds=2"] if args.quick else ["--rounds=5", "--starts=3", "--sweep"]
-    return offline.parser("").parse_args([*scope, "--models", *args.models, "--libraries", "raypool", *args.peers])
+    return offline.parser("").parse_args([*scope, "--models", *args.models, "--libraries", *offline.OURS, *args.peers])
 
 
 def _http(args: argparse.Namespace, model: str) -> argparse.Namespace:

@@ -57,6 +57,12 @@ def mixed_texts(count: int = 384) -> list[str]:
     return [text for pair in zip(short_texts(half), long_texts(half), strict=True) for text in pair]
 
 
+def instructed_texts(count: int = 384) -> list[str]:
+    """Sentences of 54 tokens on average, each behind the same instruction of 80."""
+    instruction = texts_of(80, 1)[0]
+    return [f"{instruction} {text}" for text in short_texts(count)]
+
+
 def short_groups(pairs: int = 512) -> list[Group]:
     """Queries of 8 words, each with 16 documents: a pair has 54 tokens in XLM-R's form on average, at most 256."""
     return _groups(_texts(pairs, mean=54 - _AROUND_PAIR, sigma=0.7, cap=256 - _AROUND_PAIR, seed=3))

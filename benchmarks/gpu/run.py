@@ -160,6 +160,7 @@ def _measure(result: Result, config: Mapping[str, Any], args: argparse.Namespace
     steps, start = args.steps or (_TINY_STEPS if args.tiny else _STEPS), time.perf_counter()
     with random_model(config, directory) as source:
         how = {"device": args.device, "dtype": args.dtype, "enforce_eager": args.enforce_eager}
+        how["quantization"] = args.quantization
         spec = ModelSpec(source=source, max_batch_tokens=max(steps), **how)
         engine = Engine.load(spec)
     try:
@@ -174,7 +175,8 @@ def _measure(result: Result, config: Mapping[str, Any], args: argparse.Namespace
 def _facts(engine: Engine) -> str:
     described = engine._runner.describe()
     graphs = described["cuda_graphs"]
-    facts = [*(described[name] for name in ("path", "dtype", "device")), *([f"graphs {graphs}"] if graphs else [])]
+    facts = [described[name] for name in ("path", "dtype", "device", "quantization") if described[name]]
+    facts += [f"graphs {graphs}"] if graphs else []
     return ", ".join(facts)
 
 
@@ -251,6 +253,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", type=int, help="tokens of a step; default: 4k to 64k")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement of throughput")
     parser.add_argument("--enforce-eager", action="store_true", help="without CUDA graphs, to see what they bring")
+    parser.add_argument("--quantization", choices=["fp8", "int8"], help="8-bit linear layers; how close is told")
     parser.add_argument("--queries", type=int, default=300)
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():

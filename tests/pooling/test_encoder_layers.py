@@ -109,11 +109,11 @@ def test_its_weights_are_those_of_the_layer_and_lie_in_memory_once() -> None:
     stack = model.encoder.layer[0]
     for weights, layer in zip(stack._weights, stack.layers, strict=True):
         theirs = layer.attention.output
-        places = [tensor.data_ptr() for tensor in weights[4:6]]
+        places = [tensor.data_ptr() for tensor in weights[2]]
         assert places == [theirs.LayerNorm.weight.data_ptr(), theirs.LayerNorm.bias.data_ptr()]
         packs = [layer.attention.self.key.merged.linear, theirs.dense, layer.intermediate.dense, layer.output.dense]
-        for pack, weight in zip(packs, (weights[0], weights[2], weights[6], weights[8]), strict=True):
-            assert pack.weight is weight
+        for pack, own in zip(packs, (weights[0], weights[1], weights[3], weights[4]), strict=True):
+            assert pack.weight is own[0]
 
 
 @pytest.mark.parametrize(
