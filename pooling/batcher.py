@@ -10,7 +10,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of a step that belongs to one request: which of its inputs, in the request's order of taking them."""
+    """The part of a step that belongs to one request: which of its inputs, in the request's order of taking them.
+
+    tokens: what they cost, with what is computed for them once more.
+    """
 
     key: int
     inputs: Indices
@@ -20,9 +23,9 @@ class Share:
 class _Waiting:
     """The inputs of one request that no step has taken yet, in the order in which they will be."""
 
-    def __init__(self, key: int, lengths: NDArray[np.int32], order: Indices) -> None:
+    def __init__(self, key: int, lengths: NDArray[np.int32], order: Indices, again: Indices | None) -> None:
         self.key = key
-        self._order = order
+        self._order, self._again = order, again
         self._ends = np.cumsum(lengths[self._order], dtype=np.int64)
         self._next = 0
         self.whole = int(self._ends[-1])
@@ -46,14 +49,19 @@ class _Waiting:
         return int(self._ends[self._next - 1]) if self._next else 0
 
     def take(self, room: int, at_least_one: bool) -> Share | None:
-        """The next inputs that fit the room; None if not even one does."""
-        stop = int(np.searchsorted(self._ends, self._taken + room, side="right"))
+        """The next inputs that fit the room; None if not even one does.
+
+        What has to be computed again for them is at most half of the step; for that it may have more than its room.
+        """
+        again = 0 if self._again is None or not self._next else int(self._again[self._order[self._next]])
+        own = max(room - again, again)
+        stop = int(np.searchsorted(self._ends, self._taken + own, side="right"))
         stop = max(stop, self._next + 1) if at_least_one else stop
         if stop <= self._next:
             return None
         before, start = self._taken, self._next
         self._next = stop
-        return Share(self.key, self._order[start:stop], self._taken - before)
+        return Share(self.key, self._order[start:stop], self._taken - before + again)
 
 
 class Batcher:
@@ -103,12 +111,16 @@ class Batcher:
                     break
         return tokens
 
-    def add(self, key: int, lengths: NDArray[np.int32], order: Indices | None = None) -> None:
+    def add(
+        self, key: int, lengths: NDArray[np.int32], order: Indices | None = None, again: Indices | None = None
+    ) -> None:
         """Adds a request: lengths [inputs] in tokens, all positive, at least one.
 
-        order: which inputs are taken first; None: the longest, so that neighbours are of one length.
+        order: which inputs are taken first; None: the longest, so that neighbours are of one length. again [inputs]:
+        what a step that begins with an input computes for it beside its own tokens, unless it is the first of all.
         """
-        request = _Waiting(key, lengths, np.argsort(-lengths, kind="stable") if order is None else order)
+        order = np.argsort(-lengths, kind="stable") if order is None else order
+        request = _Waiting(key, lengths, order, again)
         self._waiting[key] = request
         self.tokens += request.tokens
 
@@ -133,6 +145,7 @@ class Batcher:
         if not chosen:
             return []
         oldest, *others = chosen
+        before = sum(request.tokens for request in chosen)
         step = _due(oldest, room) if others and upto is None else []
         left = room - sum(share.tokens for share in step)
         for request in [*sorted(others, key=lambda request: request.tokens), oldest]:
@@ -145,7 +158,7 @@ class Batcher:
         for key in {share.key for share in step}:
             if not self._waiting[key].inputs:
                 del self._waiting[key]
-        self.tokens -= sum(share.tokens for share in step)
+        self.tokens -= before - sum(request.tokens for request in chosen)
         return step
 
 

@@ -37,7 +37,7 @@ from pooling.parallel.local import start_local
 from pooling.request import PackedBatch, PooledOutput
 from pooling.runner import LocalRunner
 from pooling.schedule import Place, Schedule, Turn
-from pooling.shared_prefixes import costs
+from pooling.shared_prefixes import Alike
 from pooling.step_sizes import StepSizes
 
 log = logging.getLogger("raypool")
@@ -203,7 +203,7 @@ class Engine:
         key = next(self._numbers)
         job = Job(batch, loop.create_future(), time.monotonic(), len(batch), batch.offsets(), owners)
         self._jobs[key] = job
-        self._batcher.add(key, *self._costs(batch))
+        self._add(key, batch)
         self._pump()
         try:
             return await job.future
@@ -212,12 +212,14 @@ class Engine:
             if self._batcher.drop(key) and loop.is_running():
                 self._pump()  # others may have waited for its turn
 
-    def _costs(self, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray | None]:
-        """What the inputs of a batch cost in tokens, and the order in which they cost no more than that."""
-        alike = None
-        if self._runner.shares_prefixes and len(batch) > 1 and batch.media is None:
-            alike = costs(batch.ids, batch.lengths)
-        return (batch.lengths, None) if alike is None else (alike[1], alike[0])
+    def _add(self, key: int, batch: PackedBatch) -> None:
+        # Of inputs in two segments or seen in part nothing is shared, nor of others in a step with such.
+        plain = not self.card.token_types and not self.card.sides and batch.media is None
+        alike = Alike.of(batch.ids, batch.lengths) if plain and self._runner.shares_prefixes else None
+        if alike is None:
+            self._batcher.add(key, batch.lengths)
+        else:
+            self._batcher.add(key, alike.costs, alike.order, alike.again)
 
     def close(self) -> None:
         """Ends the device thread after the step it has; callers that wait get EngineDead.

@@ -7,7 +7,7 @@ completions) have the same hidden states there.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 LEAST_TOKENS = 16
 # The keys of all tokens are laid out again for attention, and hidden states for the pooler: a step of inputs that
 # share may have so many times the tokens that it computes, however much they share.
-MOST_SPREAD = 4
+MOST_SPREAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,22 @@ def overlaps(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[NDArra
     return np.array(order, np.int64), shared
 
 
-def costs(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-    """In which order a causal model should take the inputs of a batch, and how many tokens each then costs, in the
-    order given; None if they share nothing."""
-    order, shared = overlaps(ids, lengths)
-    if not shared.any():
-        return None
-    return order, np.maximum(lengths - shared, -(-lengths // MOST_SPREAD)).astype(np.int32)
+class Alike(NamedTuple):
+    """In which order a causal model should take the inputs of a batch, so that those that begin alike are neighbours.
+
+    costs [inputs]: how many tokens each then has of its own, at least a share of all that it has. again [inputs]: how
+    many it has in common with the one before it, which a step that begins with it computes again. Both in the order
+    given.
+    """
+
+    order: NDArray[np.int64]
+    costs: NDArray[np.int32]
+    again: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Self | None:
+        """None if the inputs share nothing."""
+        order, shared = overlaps(ids, lengths)
+        if not shared.any():
+            return None
+        return cls(order, np.maximum(lengths - shared, -(-lengths // MOST_SPREAD)).astype(np.int32), shared)

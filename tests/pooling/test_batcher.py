@@ -179,3 +179,26 @@ def test_what_a_step_begins_with_is_known_before_it_is_taken(seed: int) -> None:
         else:
             assert expected == 0
             batcher.take(10_000)
+
+
+def test_a_step_counts_what_it_computes_again_and_may_have_as_much_more_than_its_room() -> None:
+    batcher = Batcher()
+    costs, order, again = (
+        np.array([10, 4, 4, 4, 4, 30], np.int32),
+        np.array([5, 0, 1, 2, 3, 4]),
+        np.array([0, 6, 6, 6, 6, 0]),
+    )
+    batcher.add(1, costs, order, again)
+    taken = []
+    while len(batcher):
+        (share,) = batcher.take(14)
+        taken.append((share.inputs.tolist(), share.tokens))
+        assert batcher.tokens == sum(costs) - sum(sum(costs[inputs]) for inputs, _ in taken)
+    # The longest is taken alone; behind it room for the first of those that are alike and the next; then 6 once more.
+    assert taken == [([5], 30), ([0, 1], 14), ([2, 3], 14), ([4], 10)]
+    batcher.add(2, np.array([40, 9, 9, 9, 9], np.int32), np.arange(5), np.array([0, 30, 30, 30, 30]))
+    assert [(share.inputs.tolist(), share.tokens) for _ in range(3) for share in batcher.take(14)] == [
+        ([0], 40),
+        ([1, 2, 3], 57),
+        ([4], 39),
+    ]

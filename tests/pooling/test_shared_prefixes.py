@@ -13,7 +13,7 @@ from pooling.engine import Engine
 from pooling.forward import PackedForward
 from pooling.request import PackedBatch
 from pooling.runner import LocalRunner
-from pooling.shared_prefixes import LEAST_TOKENS, MOST_SPREAD, SharedPrefixes, costs, overlaps
+from pooling.shared_prefixes import LEAST_TOKENS, MOST_SPREAD, Alike, SharedPrefixes, overlaps
 from tests.checkpoints.decoders import DECODERS, FIRST_DECODERS
 
 Checkpoints = Callable[[str], Path]
@@ -66,14 +66,15 @@ def test_what_is_not_worth_it_is_left() -> None:
     assert SharedPrefixes.of(ids, lengths, saved + 1) is None
     for inputs in ([[*range(LEAST_TOKENS - 1), one] for one in (90, 91)], [[1, 2, 3], [1, 2, 3]], [[7]]):
         assert SharedPrefixes.of(*pack(inputs), worth=1) is None
-        assert costs(*pack(inputs)) is None
+        assert Alike.of(*pack(inputs)) is None
 
 
 def test_alike_inputs_are_taken_one_after_another_and_cost_what_is_their_own() -> None:
     inputs = [[1] * 20 + [5], [2] * 20 + [6], [1] * 20 + [9] * 30, [2] * 20 + [3] * 30, [4]]
-    found = costs(*pack(inputs))
+    found = Alike.of(*pack(inputs))
     assert found is not None
-    order, cost = found
+    order, cost, again = found
+    assert again.tolist() == [0, 20, 20, 0, 0]
     assert order.tolist() == [0, 2, 3, 1, 4]
     assert cost.tolist() == [21, -(-21 // MOST_SPREAD), 30, 50, 1]
     assert overlaps(*pack(inputs))[1].tolist() == [0, 20, 20, 0, 0]
