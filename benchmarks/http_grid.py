@@ -175,9 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser(description: str) -> argparse.ArgumentParser:
     embedders = [name for name, shape in SHAPES.items() if shape.task == "embed"]
     built = [name for name, server in SERVERS.items() if server.peer is None or server.peer.is_built]
+    same = [name for name in built if not name.endswith("-int8")]  # whose answers are
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", choices=embedders, default="minilm")
-    parser.add_argument("--servers", nargs="+", choices=built, default=built, help="default: all that are built")
+    parser.add_argument("--servers", nargs="+", choices=built, default=same, help="default: all that are built")
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
     parser.add_argument("--texts", nargs="+", type=int, default=list(TEXTS), help="of a request")
     parser.add_argument("--rounds", type=int, default=3)

@@ -114,17 +114,17 @@ _RAY = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 
+_OURS = (
+    str(Path(sys.executable).with_name("raypool")), "serve", "{model}", "--served-model-name", "{name}",
+    "--dtype", "{dtype}", "--port", "{port}",
+)  # fmt: skip
+
 SERVERS = {
     server.name: server
     for server in (
-        Server(
-            "raypool",
-            (
-                str(Path(sys.executable).with_name("raypool")), "serve", "{model}", "--served-model-name", "{name}",
-                "--dtype", "{dtype}", "--port", "{port}",
-            ),
-            {"RAY_USAGE_STATS_ENABLED": "0"},
-        ),
+        Server("raypool", _OURS, {"RAY_USAGE_STATS_ENABLED": "0"}),
+        # With other answers than the rest, and only where the CPU has VNNI.
+        Server("raypool-int8", (*_OURS, "--quantization", "int8"), {"RAY_USAGE_STATS_ENABLED": "0"}),
         # Eager: its default, compiled float16, is several times slower on a CPU.
         Server(
             "vllm",

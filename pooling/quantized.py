@@ -138,8 +138,10 @@ def check_quantization(kind: Quantization, name: str, device: torch.device, dtyp
         raise ConfigError(f"{name}: quantization int8 needs a CPU with AVX-512 VNNI, and this one has none")
     if kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(f"{name}: quantization fp8 needs a GPU with FP8 units (Ada, Hopper or later)")
-    if kind == "fp8" and dtype != torch.bfloat16:
-        raise ConfigError(f"{name}: quantization fp8 is beside dtype bfloat16, not {str(dtype).removeprefix('torch.')}")
+    allowed = (torch.bfloat16,) if kind == "fp8" else (torch.bfloat16, torch.float32)
+    if dtype not in allowed:
+        known, given = (" or ".join(str(one).removeprefix("torch.") for one in some) for some in (allowed, [dtype]))
+        raise ConfigError(f"{name}: quantization {kind} is beside dtype {known}, not {given}")
 
 
 def quantize(model: nn.Module, kind: Quantization, tokens: int, run: Callable[[], object]) -> int:

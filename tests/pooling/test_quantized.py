@@ -151,6 +151,9 @@ def test_a_device_without_such_products_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="beside dtype bfloat16, not float16"):
         check_quantization("fp8", "m", cuda, torch.float16)
     check_quantization("fp8", "m", cuda, torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    with pytest.raises(ConfigError, match="beside dtype bfloat16 or float32, not float16"):
+        check_quantization("int8", "m", torch.device("cpu"), torch.float16)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ConfigError, match="needs a CPU with AVX-512 VNNI"):
         check_quantization("int8", "m", torch.device("cpu"), torch.float32)
