@@ -7,11 +7,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from pooling.native import native
 
 # Score matrices of this size stay in a core's second-level cache, where softmax and the second product find them.
-_CACHE_BYTES = 1 << 20
+CACHE_BYTES = 1 << 20
 
 
 @native
-def _softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor) -> Tensor:
     """Of the last dimension. torch's kernel for bfloat16 is up to four times slower where that is no multiple of 32."""
     keys = scores.shape[2]
     if keys % 32 == 0 or keys < 16:
@@ -20,7 +20,7 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 @native
-def _two_products(q: Tensor, k: Tensor, v: Tensor, keys: int, scale: float, cache_bytes: int = _CACHE_BYTES) -> Tensor:
+def _two_products(q: Tensor, k: Tensor, v: Tensor, keys: int, scale: float, cache_bytes: int = CACHE_BYTES) -> Tensor:
     """softmax(q k) v of [rows, length, dim], of k and v the first `keys`."""
     rows, length = q.shape[0], q.shape[1]
     k = k.transpose(1, 2)
@@ -28,14 +28,14 @@ def _two_products(q: Tensor, k: Tensor, v: Tensor, keys: int, scale: float, cach
         k, v = k.narrow(2, 0, keys), v.narrow(1, 0, keys)
     step = max(1, cache_bytes // (length * keys * q.element_size()))
     if step >= rows:
-        return torch.bmm(_softmax(torch.baddbmm(q.new_empty([1]), q, k, beta=0, alpha=scale)), v)
+        return torch.bmm(softmax(torch.baddbmm(q.new_empty([1]), q, k, beta=0, alpha=scale)), v)
     out = q.new_empty([rows, length, v.shape[2]])
     for start in range(0, rows, step):
         some = min(step, rows - start)
         scores = torch.baddbmm(
             q.new_empty([1]), q.narrow(0, start, some), k.narrow(0, start, some), beta=0, alpha=scale
         )
-        torch.bmm(_softmax(scores), v.narrow(0, start, some), out=out.narrow(0, start, some))
+        torch.bmm(softmax(scores), v.narrow(0, start, some), out=out.narrow(0, start, some))
     return out
 
 

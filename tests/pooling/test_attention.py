@@ -27,9 +27,18 @@ def by_definition(q, k, v, causal, window, softcap, attended=LENGTHS):  # type: 
     seen &= ahead <= 0 if causal else torch.tensor(True)
     seen &= ahead.abs() < window if window else torch.tensor(True)
     k, v = (part.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for part in (k, v))
-    scores = (q.double() @ k.double().transpose(1, 2)) * q.shape[-1] ** -0.5
+    scores = (q @ k.transpose(1, 2)) * q.shape[-1] ** -0.5
     scores = torch.tanh(scores / softcap) * softcap if softcap else scores
-    return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.double()).transpose(0, 1)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
+    return (weights.to(q.dtype) @ v).transpose(0, 1)
+
+
+def off(answer, q, k, v, *rule) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+    """How far the answer is from the exact one, and how far it may be: in bfloat16 about as far as the definition is,
+    which is what transformers' eager attention computes."""
+    exact = by_definition(q.double(), k.double(), v.double(), *rule)
+    rounded = float((by_definition(q, k, v, *rule) - exact).abs().max())
+    return float((answer - exact).abs().max()), 1e-5 if q.dtype == torch.float32 else min(1.25 * rounded, 0.06)
 
 
 @pytest.fixture(params=["two products", "fused"], autouse=True)
@@ -56,10 +65,9 @@ def test_no_input_sees_another_and_each_query_sees_its_window(dtype, kv_heads, c
     layer.is_causal = causal
     layer.raypool_packing = PackingSlot(Packing.of(LENGTHS))
     answer, _ = packed_attention(layer, q, k, v, None, sliding_window=window, softcap=softcap)
-    expected = by_definition(q[0], k[0], v[0], causal, window, softcap)
-    limit = 1e-5 if dtype == torch.float32 else 4e-2
     assert answer.shape == (1, tokens, 4, 16)
-    assert float((answer[0] - expected).abs().max()) < limit
+    error, allowed = off(answer[0], q[0], k[0], v[0], causal, window, softcap)
+    assert error < allowed
 
 
 @pytest.mark.parametrize(
@@ -79,8 +87,8 @@ def test_what_fills_a_query_up_sees_the_query_and_is_seen_by_nobody(dtype, kv_he
     layer.is_causal = causal
     layer.raypool_packing = PackingSlot(Packing.of(LENGTHS, attended=ATTENDED))
     answer, _ = packed_attention(layer, q, k, v, None, sliding_window=window, softcap=softcap)
-    expected = by_definition(q[0], k[0], v[0], causal, window, softcap, ATTENDED)
-    assert float((answer[0] - expected).abs().max()) < (1e-5 if dtype == torch.float32 else 4e-2)
+    error, allowed = off(answer[0], q[0], k[0], v[0], causal, window, softcap, ATTENDED)
+    assert error < allowed
 
 
 @pytest.mark.parametrize("causal", [True, False])

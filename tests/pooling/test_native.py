@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pooling import encoder_layers, full_attention, prepacked, quantized
+from pooling import encoder_layers, full_attention, masked_attention, prepacked, quantized
 from pooling.native import native
 
 COMPILED = [
@@ -17,6 +17,7 @@ COMPILED = [
     encoder_layers._added,
     full_attention.attend_merged,
     full_attention.attend_group,
+    masked_attention.attend_masked,
 ]
 
 
