@@ -79,3 +79,10 @@ def test_no_step_is_expected_to_end_before_it_begins(seed: int) -> None:
     for _ in range(50):  # times that have nothing to do with sizes
         times.learn(int(draw.integers(1, 2_000)), float(draw.exponential(0.05)))
         assert all(times.expect(tokens) >= 0 for tokens in (1, 100, 5_000))
+
+
+def test_many_large_steps_do_not_make_a_small_one_forgotten() -> None:
+    times = taught(*[(8, 0.031)] * 5, *[(64, 0.092)] * 5, *[(size, size * 1e-3) for size in range(400, 512, 2)])
+    assert times.expect(8) == pytest.approx(0.031)
+    assert times.expect(14) == pytest.approx(0.031 + 6 * (0.092 - 0.031) / 56)
+    assert times.expect(64) == pytest.approx(0.092)
