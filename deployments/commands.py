@@ -53,6 +53,7 @@ def serve(arguments: Namespace) -> None:
         for model in models:
             refuse_bad_source(model.source)
             _refuse_bad_split(model.spec)
+            _refuse_bad_quantization(model.spec)
     from deployments.greeting import greeting
     from deployments.serving import address, serving
 
@@ -74,6 +75,16 @@ def _refuse_bad_split(spec: ModelSpec) -> None:
         from pooling.loading.describe import describe
 
         describe(spec)
+
+
+def _refuse_bad_quantization(spec: ModelSpec) -> None:
+    """Raises ConfigError for one that this machine cannot do, before Ray is started for its replicas."""
+    if spec.quantization is not None:
+        from pooling.loading.dtype import choose_device, choose_dtype
+        from pooling.quantized import check_quantization
+
+        device = choose_device(spec.device)
+        check_quantization(spec.quantization, spec.served_name, device, choose_dtype(spec.dtype, device))
 
 
 def pool_files(arguments: Namespace) -> None:

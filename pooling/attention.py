@@ -142,8 +142,8 @@ def bind(model: nn.Module) -> PackingSlot:
     module: Any
     for module in model.modules():
         setattr(module, _SLOT, slot)
-        if hasattr(module, "compute_bias"):
-            module.compute_bias = _bias_of_longest(module.compute_bias, slot)
+        if hasattr(module, "compute_bias") and not isinstance(module.compute_bias, _BiasOfLongest):
+            module.compute_bias = _BiasOfLongest(module.compute_bias, module)
     return slot
 
 
@@ -153,14 +153,17 @@ def slot_of(module: nn.Module) -> PackingSlot:
     return slot
 
 
-def _bias_of_longest(compute: Any, slot: PackingSlot) -> Callable[..., Tensor]:
-    def bias(query_length: int, key_length: int, device: torch.device | None = None, **rest: Any) -> Tensor:
-        if slot.packing is not None:
-            query_length = key_length = slot.packing.max_length
-        answer: Tensor = compute(query_length, key_length, device, **rest)
-        return answer
+class _BiasOfLongest:
+    """Of a layer of T5: the bias of each pair of the longest input's tokens."""
 
-    return bias
+    def __init__(self, compute: Callable[..., Tensor], module: nn.Module) -> None:
+        self._compute, self._module = compute, module
+
+    def __call__(self, query_length: int, key_length: int, device: torch.device | None = None, **rest: Any) -> Tensor:
+        packing = slot_of(self._module).packing
+        if packing is not None:
+            query_length = key_length = packing.max_length
+        return self._compute(query_length, key_length, device, **rest)
 
 
 def packed_attention(
@@ -237,32 +240,34 @@ def _inputs(part: Tensor, start: int, inputs: int, length: int) -> Tensor:
 
 
 def _takes_stretches(query: Tensor, rule: Rule) -> bool:
-    """Whether attend_masked() is faster than torch's fused kernel: twice as fast, and more within a window."""
-    plain = rule.softcap is None and rule.bias is None
-    return plain and query.dtype == torch.bfloat16 and plain_bytes() > 0
+    """Whether attend_masked() is faster than torch's fused kernel (docs/benchmarks.md)."""
+    return _is_plain(rule) and query.dtype == torch.bfloat16 and plain_bytes() > 0
+
+
+def _is_plain(rule: Rule) -> bool:
+    return rule.softcap is None and rule.bias is None
 
 
 def _attend_prefixed(query: Tensor, key: Tensor, value: Tensor, prefixed: Prefixed, rule: Rule) -> Tensor:
-    """As attend(), by a causal rule: each token sees keys of its input that another one's tokens have given."""
+    """As attend(), by a causal rule: each token sees keys of its input that another one's tokens have given.
+
+    Raises RuntimeError for a rule with a bias, which no causal model has.
+    """
+    if rule.bias is not None:
+        raise RuntimeError("inputs that share what they begin with cannot have a bias")
     out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
     key, value = key[:, prefixed.places], value[:, prefixed.places]
     for start, inputs, length, first, keys in prefixed.groups:
         q, place = (_inputs(part, start, inputs, length) for part in (query, out.transpose(0, 1)))
         k, v = (_inputs(part, first, inputs, keys) for part in (key, value))
-        if _takes_stretches(query, rule):
+        if _takes_stretches(query, rule) or (_is_plain(rule) and length < keys):
             attend_masked(q, k, v, place, rule.causal, rule.window or 0, rule.scale)
             continue
         q, k, v, place = (part.transpose(0, 1) for part in (q, k, v, place))
         if length == keys:
             place.copy_(_ruled(q, k, v, rule))
-            continue
-        visible = _visible(keys, rule.causal, rule.window)
-        visible = None if visible is None else visible[keys - length :]
-        if rule.softcap is not None:
-            place.copy_(_softcapped(q, k, v, rule, visible))
-            continue
-        grouped = k.shape[1] != q.shape[1]
-        place.copy_(scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=rule.scale, enable_gqa=grouped))
+        else:
+            place.copy_(_softcapped(q, k, v, rule, _build_visible(keys, rule.causal, rule.window, length)))
     return out
 
 
@@ -305,11 +310,12 @@ def _visible(length: int, causal: bool, window: int | None) -> Tensor | None:
     return (_short_mask if length <= _SHORT else _long_masks.of)(length, causal, window)
 
 
-def _build_visible(length: int, causal: bool, window: int | None) -> Tensor | None:
+def _build_visible(length: int, causal: bool, window: int | None, queries: int | None = None) -> Tensor | None:
+    """queries: only the last rows."""
     if not causal and window is None:
         return None
     place = torch.arange(length)
-    ahead = place[None, :] - place[:, None]
+    ahead = place[None, :] - place[-(queries or length) :, None]
     seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     return seen if window is None else seen & (ahead.abs() < window)
 

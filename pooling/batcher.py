@@ -41,8 +41,12 @@ class _Waiting:
 
     @property
     def next_tokens(self) -> int:
-        """Of the input that is taken next."""
-        return int(self._ends[self._next]) - self._taken
+        """Of the input that is taken next, with what is computed again for it."""
+        return self._again_of_next + int(self._ends[self._next]) - self._taken
+
+    @property
+    def _again_of_next(self) -> int:
+        return 0 if self._again is None or not self._next else int(self._again[self._order[self._next]])
 
     @property
     def _taken(self) -> int:
@@ -51,10 +55,13 @@ class _Waiting:
     def take(self, room: int, at_least_one: bool) -> Share | None:
         """The next inputs that fit the room; None if not even one does.
 
-        What has to be computed again for them is at most half of the step; for that it may have more than its room.
+        at_least_one: one is taken even if it does not, and where most of it is computed again, as many others as
+        make that half of the share.
         """
-        again = 0 if self._again is None or not self._next else int(self._again[self._order[self._next]])
-        own = max(room - again, again)
+        if not self.inputs:
+            return None
+        again = self._again_of_next
+        own = max(room - again, again) if at_least_one else room - again
         stop = int(np.searchsorted(self._ends, self._taken + own, side="right"))
         stop = max(stop, self._next + 1) if at_least_one else stop
         if stop <= self._next:
@@ -67,7 +74,8 @@ class _Waiting:
 class Batcher:
     """Holds the inputs that wait and forms the next step when it is asked to.
 
-    A step holds at most so many tokens, or one input if that alone is longer.
+    A step holds at most so many tokens, or one input if that alone is longer; if
+    what makes it long is shared with others, twice as many tokens as are shared.
     The request that waits longest is owed half of every step, so nothing
     starves; what it cannot use yet, because its next input is longer, it saves
     up. The rest goes to the requests with the fewest tokens left, so a small

@@ -120,20 +120,25 @@ def load_packed(
     model = loaded.backbone
     counted_from = description.config.pad_token_id if description.family.positions_after_pad else None
     how = (model, device, dtype, max_batch_tokens)
-    packed = PackedForward(model, device, counted_from)
     if quantization is None:
         tune(*how, shard is not None)
-    else:
-        truth = answers(packed, description, seed=0)
-        tune_quantized(*how, quantization, partial(answers, packed, description, seed=1))
+        return PackedForward(model, device, counted_from), loaded.heads
+    name, plain = description.card.name, PackedForward(model, device, counted_from)
+    reason = check(plain, description, dtype)  # afterwards a wrong mask might pass for rounding
+    if reason is not None:
+        raise ConfigError(f"{name}: quantization is for models that run packed: {reason}")
+    truth = answers(plain, description, seed=0)
+    layers = tune_quantized(*how, quantization, partial(answers, plain, description, seed=1))
+    if not layers:
+        raise ConfigError(f"{name}: the model has no linear layers that quantization {quantization} is for")
     packed = PackedForward(model, device, counted_from)
-    if quantization is not None:
-        packed.cosine = likeness(answers(packed, description, seed=0), truth)
-        if packed.cosine < _LEAST_COSINE:
-            raise ConfigError(
-                f"{description.card.name}: quantization {quantization} changes what the model answers too much: the "
-                f"vectors of random tokens have a cosine of {packed.cosine:.3f} to those without it; leave it out"
-            )
+    cosine = likeness(answers(packed, description, seed=0), truth)
+    if not cosine >= _LEAST_COSINE:
+        raise ConfigError(
+            f"{name}: quantization {quantization} changes what the model answers too much: the vectors of random "
+            f"tokens have a cosine of {cosine:.3f} to those without it; leave it out"
+        )
+    packed.quantized = f"{quantization} in {layers} layers (random tokens: cosine {cosine:.4f} at least)"
     return packed, loaded.heads
 
 

@@ -179,6 +179,15 @@ class ModelSpec(Settings):
         STEP_TIMEOUT_S, gt=0, description="a forward pass that takes longer hangs: its replica ends and is replaced"
     )
 
+    @model_validator(mode="after")
+    def _one_device(self) -> Self:
+        if self.quantization is not None and self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"quantization is {self.quantization}, but tensor_parallel_size is {self.tensor_parallel_size}, and there is "
+                "no quantization for models that are split; leave one of them out"
+            )
+        return self
+
     @property
     def served_name(self) -> str:
         return self.name or self.source

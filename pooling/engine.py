@@ -253,21 +253,25 @@ class Engine:
             self._timer.cancel()
             self._timer = None
         while self.failure is None:
-            turn = self._schedule.turn(self._batcher, time.monotonic())
+            start = time.monotonic()
+            try:
+                turn = self._schedule.turn(self._batcher, start)
+                shares = self._batcher.take(turn.room, turn.over, turn.upto) if isinstance(turn, Turn) else []
+            except Exception as error:  # a fault of ours: nobody may wait for ever
+                self._fail(f"forming a step failed: {type(error).__name__}", error)
+                return
             if isinstance(turn, Turn):
-                self._start_step(turn)
+                self._start_step(turn.place, tuple(shares), start)
                 continue
             if turn < math.inf:
                 assert self._loop is not None
                 self._timer = self._loop.call_later(turn, self._pump)
             return
 
-    def _start_step(self, turn: Turn) -> None:
+    def _start_step(self, place: Place, shares: tuple[Share, ...], start: float) -> None:
         assert self._loop is not None
-        start = time.monotonic()
-        shares = tuple(self._batcher.take(turn.room, turn.over, turn.upto))
         jobs = [self._jobs[share.key] for share in shares]
-        step = _Step(turn.place, shares, sum(share.tokens for share in shares))
+        step = _Step(place, shares, sum(share.tokens for share in shares))
         number = next(self._numbers)
         self._steps[number] = step
         for job in jobs:

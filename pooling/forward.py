@@ -94,7 +94,7 @@ class PackedForward:
         self._keywords = _keywords(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.graphs: Graphs | None = None
-        self.cosine: float | None = None  # of a quantised model's answers to those without, the least of some
+        self.quantized = ""  # how, and what that changes
         # Right where no token sees a later one.
         self.shares_prefixes = self._takes_positions and counted_from is None and _is_causal(model)
 

@@ -18,6 +18,8 @@ _MOST_FP8 = 448.0
 _ROWS = 8
 # What balancing has to leave of a layer's error: it is one more pass over its inputs.
 _WORTH_BALANCING = 0.9
+# How far from the usual: a feature that was small in what was watched may be larger in something else.
+_MOST_BALANCE = 16.0
 
 
 @native
@@ -125,7 +127,7 @@ class QuantizedLinear(nn.Module):
             answer = int8_linear(rows, self.packed, self.bias, self.scales, self.zeros, self.balance)
         else:
             answer = fp8_linear(rows, self.packed, self.bias, self.scales)
-        return activated(answer, *self.activation).view(*x.shape[:-1], -1)
+        return activated(answer, *self.activation).view(*x.shape[:-1], answer.shape[-1])
 
 
 def check_quantization(kind: Quantization, name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -134,7 +136,9 @@ def check_quantization(kind: Quantization, name: str, device: torch.device, dtyp
         raise ConfigError(f"{name}: quantization int8 is for CPUs; on a GPU there is fp8")
     if kind == "fp8" and device.type != "cuda":
         raise ConfigError(f"{name}: quantization fp8 is for GPUs; on a CPU there is int8")
-    if kind == "int8" and not (torch._C._has_mkldnn and torch.cpu._is_vnni_supported()):
+    if kind == "int8" and not torch._C._has_mkldnn:
+        raise ConfigError(f"{name}: quantization int8 needs a torch that was built with oneDNN")
+    if kind == "int8" and not torch.cpu._is_vnni_supported():
         raise ConfigError(f"{name}: quantization int8 needs a CPU with AVX-512 VNNI, and this one has none")
     if kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(f"{name}: quantization fp8 needs a GPU with FP8 units (Ada, Hopper or later)")
@@ -155,12 +159,16 @@ def quantize(model: nn.Module, kind: Quantization, tokens: int, run: Callable[[]
         if type(module) is nn.Linear and (kind == "int8" or not (module.in_features % 16 or module.out_features % 16))
     }
     inputs = _watch(found, run) if kind == "int8" else {}
-    for name, layer in found.items():
+    names = list(found)
+    del found  # who holds the layers themselves has all weights twice before the last one is replaced
+    for name in names:
         place, _, leaf = name.rpartition(".")
         parent = model.get_submodule(place)
-        quantized = QuantizedLinear(layer, kind, tokens, take_activation(parent, leaf), inputs.get(name))
+        layer: nn.Linear = getattr(parent, leaf)
+        quantized = QuantizedLinear(layer, kind, tokens, take_activation(parent, leaf), inputs.pop(name, None))
         setattr(parent, leaf, quantized)
-    return len(found)
+        del layer
+    return len(names)
 
 
 @dataclass(slots=True)
@@ -197,7 +205,13 @@ def _watch(layers: dict[str, nn.Linear], run: Callable[[], object]) -> dict[str,
 
 def _balance(weight: Tensor, seen: Seen) -> Tensor | None:
     """By what features are multiplied [in], None if that is not worth its time; weight [out, in] float32."""
-    balance = (weight.abs().amax(0).clamp_min(1e-5) / seen.largest.clamp_min(1e-5)).sqrt()
+    columns = weight.abs().amax(0)
+    known = (columns > 0) & (seen.largest > 0)  # of others nothing can be said
+    if not known.any():
+        return None
+    ratio = torch.where(known, columns / seen.largest, 1.0).sqrt()
+    usual = ratio[known].median()
+    balance = torch.where(known, ratio.clamp(usual / _MOST_BALANCE, usual * _MOST_BALANCE), usual)
     truth = seen.rows @ weight.t()
     plain = (_rounded(seen.rows) @ _rounded(weight).t() - truth).norm()
     balanced = (_rounded(seen.rows * balance) @ _rounded(weight / balance).t() - truth).norm()

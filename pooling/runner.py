@@ -137,12 +137,11 @@ class LocalRunner:
     def __init__(self, spec: ModelSpec, start: StartRanks = start_local) -> None:
         description = describe(spec)
         self.card = description.card
-        if spec.quantization is not None and (spec.tensor_parallel_size > 1 or self.card.vision is not None):
-            kind = "models that take images" if self.card.vision is not None else "models that are split"
-            raise ConfigError(f"{self.card.name}: there is no quantization for {kind}; leave it out")
+        if spec.quantization is not None and self.card.vision is not None:
+            raise ConfigError(f"{self.card.name}: there is no quantization for models that take images; leave it out")
         self.device = choose_device(spec.device)
         self.dtype = choose_dtype(spec.dtype, self.device)
-        self._ranks, self._quantization = spec.tensor_parallel_size, spec.quantization
+        self._ranks = spec.tensor_parallel_size
         self.lanes = count_lanes() if self.device.type == "cpu" and self._ranks == 1 else 1
         default = min(max(_CPU_STEP_TOKENS, self.lanes * _CPU_LANE_TOKENS), _CUDA_STEP_TOKENS)
         self.max_batch_tokens = spec.max_batch_tokens or (_CUDA_STEP_TOKENS if self.device.type == "cuda" else default)
@@ -193,8 +192,7 @@ class LocalRunner:
         }
 
     def _quantized(self) -> str:
-        cosine = self._forward.cosine if isinstance(self._forward, PackedForward) else None
-        return "" if cosine is None else f"{self._quantization} (random tokens: cosine {cosine:.4f} at least)"
+        return self._forward.quantized if isinstance(self._forward, PackedForward) else ""
 
     @property
     def shares_prefixes(self) -> bool:

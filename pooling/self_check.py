@@ -56,7 +56,8 @@ def check_shared(
     forward: "Forward", description: Description, dtype: torch.dtype, quantized: bool = False
 ) -> str | None:
     """Runs three inputs together that begin alike, and each alone; returns what is wrong, None if nothing is."""
-    size = min(3 * LEAST_TOKENS, description.card.max_model_len)
+    window = getattr(description.stack, "sliding_window", None) or 0
+    size = min(max(3 * LEAST_TOKENS, min(window + LEAST_TOKENS, 1_024)), description.card.max_model_len)
     draw = np.random.default_rng(0)
     first, second = (draw_ids(draw, size, description) for _ in range(2))
     second[: size * 2 // 3] = first[: size * 2 // 3]

@@ -12,11 +12,13 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+# Of the tokens of a batch so many have to be shared for its inputs to be taken in another order than by length.
+_WORTH_ORDER = 8
 # Two inputs share what they begin with if it is so many tokens; a start token alone is not worth the trouble.
 LEAST_TOKENS = 16
 # The keys of all tokens are laid out again for attention, and hidden states for the pooler: a step of inputs that
 # share may have so many times the tokens that it computes, however much they share.
-MOST_SPREAD = 8
+MOST_SPREAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,8 @@ class Alike(NamedTuple):
 
     @classmethod
     def of(cls, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Self | None:
-        """None if the inputs share nothing."""
+        """None if the inputs share little."""
         order, shared = overlaps(ids, lengths)
-        if not shared.any():
+        if int(shared.sum()) * _WORTH_ORDER < max(1, len(ids)):
             return None
         return cls(order, np.maximum(lengths - shared, -(-lengths // MOST_SPREAD)).astype(np.int32), shared)

@@ -114,14 +114,15 @@ def tune_quantized(
     tokens: int,
     kind: Quantization,
     run: Callable[[], object],
-) -> None:
-    """As tune(), with layers as in quantized.py. run: lets the model answer something."""
+) -> int:
+    """As tune(), with layers as in quantized.py; returns how many. run: lets the model answer something."""
     encoders = find_layers(model) if kind == "int8" else []
     merge(model)  # what siblings read is quantised once
-    quantize(model, kind, tokens, run)
+    layers = quantize(model, kind, tokens, run)
     fuse_layers(model, encoders)
     if device.type == "cuda" or dtype == torch.float32:
         fuse_norms(model)
+    return layers
 
 
 def merge(model: nn.Module) -> None:

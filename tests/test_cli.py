@@ -158,6 +158,7 @@ def test_serve_refuses_weights_that_are_cut_short(raypool: Run, broken_checkpoin
         (("embed", "in.parquet", "--model", MINILM, "--output", "out"), "input 'in.parquet' does not exist"),
         (("embed", "in.parquet", "--model", MINILM, "--output", "out", "--batch-size", "0"), "batch_size: "),
         (("serve", MINILM, "--tensor-parallel-size", "5"), "num_attention_heads 12 and intermediate_size 1536 cannot"),
+        (("serve", MINILM, "--device", "cpu", "--quantization", "fp8"), "fp8 is for GPUs; on a CPU there is int8"),
         (("score", ROOT / "README.md", "--model", MINILM, "--output", "out"), "name its format with --input-format"),
         (("classify", ROOT / "README.md", "--model", MINILM, "--output", "out", "--input-format", "jsonl"), "no JSON"),
         (("reward", ROOT / "README.md", "--model", MINILM, "--output", "out", "--input-format", "text"), "'reward'"),

@@ -202,3 +202,42 @@ def test_a_step_counts_what_it_computes_again_and_may_have_as_much_more_than_its
         ([1, 2, 3], 57),
         ([4], 39),
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_requests_that_share_beginnings_are_all_taken_once_and_in_order(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    batcher, room = Batcher(), int(draw.integers(4, 64))
+    left: dict[int, list[int]] = {}
+    for key in range(int(draw.integers(2, 6))):
+        count = int(draw.integers(1, 12))
+        costs, again = draw.integers(1, 20, count).astype(np.int32), draw.integers(0, 80, count)
+        order = draw.permutation(count)
+        batcher.add(key, costs, order, again * int(draw.integers(0, 2)))
+        left[key] = order.tolist()
+    while len(batcher):
+        first = batcher.first(room)
+        shares = batcher.take(room)
+        assert shares[0].tokens >= first
+        assert len(shares[0].inputs) > 1 or shares[0].tokens == first
+        # One input that is longer than a step, and of what it shares as much again.
+        assert sum(share.tokens for share in shares) <= max(room, 2 * first)
+        for share in shares:
+            given = share.inputs.tolist()
+            assert left[share.key][: len(given)] == given
+            del left[share.key][: len(given)]
+    assert batcher.tokens == 0
+    assert not any(left.values())
+
+
+@pytest.mark.parametrize(("shared", "room"), [(300, 256), (600, 512), (1_000, 1_024), (8_000, 2_048)])
+def test_bulk_with_a_long_shared_beginning_starves_nobody(shared: int, room: int) -> None:
+    batcher = Batcher()
+    count = 400
+    batcher.add(1, np.full(count, 20, np.int32), np.arange(count), np.full(count, shared))
+    for small in range(20):
+        batcher.add(100 + small, np.array([10], np.int32))
+        waited = 0
+        while not any(share.key == 100 + small for share in batcher.take(room)):
+            waited += 1
+            assert waited < 4

@@ -154,6 +154,19 @@ async def test_a_fault_in_preparing_a_step_is_heard_too(monkeypatch: pytest.Monk
     engine.close()
 
 
+async def test_a_fault_in_forming_a_step_is_heard_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(EchoRunner())
+
+    def broken(*_: object) -> None:
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(engine._batcher, "take", broken)
+    with pytest.raises(EngineDead, match="forming a step failed: IndexError"):
+        await asyncio.wait_for(engine.pool(batch([1])), 5)
+    assert not engine.healthy
+    engine.close()
+
+
 @pytest.mark.parametrize("lanes", [1, 2])
 async def test_a_step_that_never_ends_fails_its_callers(lanes: int) -> None:
     runner = EchoRunner(lanes=lanes)

@@ -75,6 +75,41 @@ def test_features_are_balanced_where_that_helps() -> None:
     assert QuantizedLinear(linear, "int8", 64, seen=Seen(even.abs().amax(0), even)).balance.numel() == 0
 
 
+@needs_vnni
+@torch.inference_mode()
+def test_features_that_were_not_seen_are_not_trusted_to_stay_small() -> None:
+    linear, x = layer(), inputs()
+    dead = x.clone()
+    dead[:, 20:30] = 0
+    quantized = QuantizedLinear(linear, "int8", 64, seen=Seen(dead.abs().amax(0), dead))
+    assert quantized.balance.numel()
+    truth = linear(x)
+    assert float((quantized(x) - truth).norm() / truth.norm()) < 0.03
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_no_rows_and_numbers_that_are_none_are_what_they_are_elsewhere() -> None:
+    quantized = QuantizedLinear(layer(), "int8", tokens=64)
+    assert quantized(torch.zeros(2, 0, 48)).shape == (2, 0, 40)
+    for odd in (torch.nan, torch.inf):
+        x = inputs()
+        x[3, 5] = odd
+        answer = quantized(x)
+        assert not answer[3].isfinite().any()
+        assert answer[4].isfinite().all()
+
+
+@needs_vnni
+def test_a_wrong_mask_is_found_before_quantising(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pooling.attention import Rule
+
+    monkeypatch.setattr("pooling.choose._LEAST_COSINE", 0.0)
+    monkeypatch.setattr("pooling.attention.Rule", lambda **given: Rule(**{**given, "causal": False}))
+    with pytest.raises(ConfigError, match="its answers differ from the model's own"):
+        LocalRunner(ModelSpec(source=str(checkpoint("qwen3")), dtype="float32", device="cpu", quantization="int8"))
+
+
 def test_what_layers_are_given_is_watched_and_nothing_stays_behind() -> None:
     model = nn.Sequential(layer(), nn.ReLU(), layer(40, 8))
     unused = layer(5, 5)
@@ -108,7 +143,7 @@ def test_the_real_model_stays_close_and_says_how_close(caplog: pytest.LogCapture
             rows.append(np.array([one.outputs.embedding for one in llm.embed(TEXTS, use_tqdm=False)]))
     cosines = (rows[0] * rows[1]).sum(1)
     assert 0.99 < cosines.min() < 0.99999
-    assert "quantization int8 (random tokens: cosine 0.99" in caplog.text
+    assert "quantization int8 in 24 layers (random tokens: cosine 0.99" in caplog.text
 
 
 @needs_vnni
@@ -130,6 +165,7 @@ def test_families_keep_their_answers(checkpoint: Checkpoints, family: str, monke
         ("bert", {"quantization": "int8", "tensor_parallel_size": 2}, "no quantization for models that are split"),
         ("clip", {"quantization": "int8"}, "no quantization for models that take images"),
         ("bloom", {"quantization": "int8"}, "quantization is for models that run packed"),
+        ("gpt2", {"quantization": "int8"}, "no linear layers that quantization int8 is for"),
         ("bert", {"quantization": "int4"}, "Input should be 'int8' or 'fp8'"),
     ],
 )

@@ -1,5 +1,6 @@
 """What inputs of a causal model begin with alike is computed once, and the answers are those of each input alone."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,19 +114,45 @@ def test_a_model_that_does_not_prove_it_shares_nothing(
 
 @pytest.mark.parametrize("task", ["embed", "token_embed"])
 async def test_an_engine_computes_a_prefix_once_and_answers_in_order(checkpoint: Checkpoints, task: str) -> None:
-    spec = ModelSpec(source=str(checkpoint("qwen3")), dtype="float32", device="cpu", max_batch_tokens=256)
+    spec = ModelSpec(source=str(checkpoint("qwen3")), dtype="float32", device="cpu", max_batch_tokens=1_024)
     engine = Engine.load(spec)
     draw = np.random.default_rng(1)
     heads = [draw.integers(5, engine.card.vocab_size, 100).tolist() for _ in range(3)]
     inputs = [
-        [*heads[index % 3], *draw.integers(5, engine.card.vocab_size, 1 + index % 7).tolist()] for index in range(60)
+        [*heads[index % 3], *draw.integers(5, engine.card.vocab_size, 26 + index % 7).tolist()] for index in range(60)
     ]
     try:
         together = (await engine.pool(PackedBatch(*pack(inputs), task))).rows()
         computed = engine.stats()["tokens"]
-        assert computed < sum(map(len, inputs)) / 3
+        assert computed < sum(map(len, inputs)) / 2
         for one, rows in zip(inputs[::7], together[::7], strict=True):
             alone = (await engine.pool(PackedBatch(*pack([one]), task))).rows()[0]
             assert np.allclose(rows, alone, atol=1e-4)
+    finally:
+        engine.close()
+
+
+async def test_many_small_requests_that_begin_alike_are_all_answered(checkpoint: Checkpoints) -> None:
+    """Whoever has been served whole may not be asked for more of it."""
+    engine = Engine.load(ModelSpec(source=str(checkpoint("qwen3")), dtype="float32", device="cpu"))
+    draw = np.random.default_rng(2)
+    beginning = draw.integers(5, engine.card.vocab_size, 40).tolist()
+
+    def request() -> list[list[int]]:
+        return [
+            [*beginning, *draw.integers(5, engine.card.vocab_size, int(size)).tolist()]
+            for size in draw.integers(1, 30, 10)
+        ]
+
+    try:
+        for _ in range(4):
+            requests = [request() for _ in range(8)]
+            asked = (engine.pool(PackedBatch(*pack(inputs))) for inputs in requests)
+            answers = await asyncio.wait_for(asyncio.gather(*asked), 60)
+            for inputs, answer in zip(requests, answers, strict=True):
+                alone = (await engine.pool(PackedBatch(*pack(inputs[3:4])))).data[0]
+                assert np.allclose(answer.data[3], alone, atol=1e-4)
+        assert engine.healthy
+        assert engine.queued_tokens == 0
     finally:
         engine.close()

@@ -103,6 +103,9 @@ def test_what_inputs_begin_with_alike_is_computed_once_on_every_rank(
 ) -> None:
     beginning = words(40, 7)
     inputs = [f"{beginning} {words(count, count)}" for count in (3, 9, 9, 20)]
+    spec = ModelSpec(source=str(checkpoint(name)))
+    batch = Intake.load(spec).tokenize(PoolingRequest(inputs))
+    assert LocalRunner(spec).prepare([batch]).step.spread is not None
     assert_same(*on_one_and_two({"source": str(checkpoint(name))}, rank, "embed", "token_embed", inputs=inputs))
 
 
