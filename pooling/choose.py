@@ -139,6 +139,7 @@ def load_packed(
             f"tokens have a cosine of {cosine:.3f} to those without it; leave it out"
         )
     packed.quantized = f"{quantization} in {layers} layers (random tokens: cosine {cosine:.4f} at least)"
+    log.warning("%s answers something else than without quantization %s", name, packed.quantized)  # seen by default
     return packed, loaded.heads
 
 

@@ -136,7 +136,6 @@ def test_fp8_is_that_of_the_rounded_numbers() -> None:
 
 @needs_vnni
 def test_the_real_model_stays_close_and_says_how_close(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="raypool")
     rows = []
     for quantization in (None, "int8"):
         with LLM(MINILM, dtype="float32", quantization=quantization) as llm:
