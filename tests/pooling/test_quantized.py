@@ -101,11 +101,13 @@ def test_no_rows_and_numbers_that_are_none_are_what_they_are_elsewhere() -> None
 
 
 @needs_vnni
-def test_a_wrong_mask_is_found_before_quantising(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slightly_wrong_attention_is_found_before_quantising(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pooling.attention import Rule
 
     monkeypatch.setattr("pooling.choose._LEAST_COSINE", 0.0)
-    monkeypatch.setattr("pooling.attention.Rule", lambda **given: Rule(**{**given, "causal": False}))
+    monkeypatch.setattr("pooling.attention.Rule", lambda **given: Rule(**{**given, "scale": given["scale"] * 1.1}))
     with pytest.raises(ConfigError, match="its answers differ from the model's own"):
         LocalRunner(ModelSpec(source=str(checkpoint("qwen3")), dtype="float32", device="cpu", quantization="int8"))
 
