@@ -171,8 +171,9 @@ def test_families_keep_their_answers(checkpoint: Checkpoints, family: str, monke
     ],
 )
 def test_what_cannot_be_is_refused_at_the_start(
-    checkpoint: Checkpoints, family: str, asked: dict[str, Any], reason: str
+    checkpoint: Checkpoints, family: str, asked: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)  # or that would be the reason
     with pytest.raises(ConfigError, match=reason):
         LLM(checkpoint(family), dtype="float32", device="cpu", **asked)
 
