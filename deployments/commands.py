@@ -78,7 +78,7 @@ def _refuse_bad_split(spec: ModelSpec) -> None:
 
 
 def _refuse_bad_quantization(spec: ModelSpec) -> None:
-    """Raises ConfigError for one that this machine cannot do, before Ray is started for its replicas."""
+    """Raises ConfigError for one that this machine cannot do, before Ray is started for its engines."""
     if spec.quantization is not None:
         from pooling.loading.dtype import choose_device, choose_dtype
         from pooling.quantized import check_quantization
@@ -95,6 +95,8 @@ def pool_files(arguments: Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if name in PoolingJob.model_fields}
     given["spec"] = {"source": _source(arguments.model), **_model_settings(arguments)}
     job = parse_settings(PoolingJob, given, f"raypool {arguments.task}")
+    if starts_own_node():
+        _refuse_bad_quantization(job.spec)
     print(run_job(job))
 
 

@@ -183,8 +183,8 @@ class ModelSpec(Settings):
     def _one_device(self) -> Self:
         if self.quantization is not None and self.tensor_parallel_size > 1:
             raise ValueError(
-                f"quantization is {self.quantization}, but tensor_parallel_size {self.tensor_parallel_size}; there is "
-                "no quantization for models that are split; leave one of them out"
+                f"quantization {self.quantization} is beside tensor_parallel_size {self.tensor_parallel_size}, but "
+                "there is no quantization for models that are split; leave one of them out"
             )
         return self
 
